@@ -1,0 +1,73 @@
+"""What the three commands share: where the configs lie, and errors in one line."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rankdistillm.errors import InputError
+
+PACKAGE = Path(__file__).parent
+# Inside a wheel the configs lie in the package, in a checkout beside it.
+CONFIGS = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
+
+# `${package:mini/docs.tsv}`: a file that ships with the package.
+OmegaConf.register_new_resolver("package", lambda name: str(PACKAGE / name), replace=True)
+
+
+def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Run ``job`` with the Hydra config ``config_name`` and the command line.
+
+    An error that is the user's to mend ends as one line on stderr and exit status 1; with
+    ``HYDRA_FULL_ERROR=1`` its traceback is shown. In a sweep the other jobs still run.
+    """
+    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    # Hydra then hands its errors on, instead of printing them in its own way.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    mendable = (InputError, HydraException, OmegaConfBaseException)
+    failed: list[str] = []
+
+    def guarded(config: DictConfig) -> Any:
+        try:
+            return job(config)
+        except mendable as error:
+            if full_error or HydraConfig.get().mode != RunMode.MULTIRUN:
+                raise
+            overrides = HydraConfig.get().job.override_dirname
+            failed.append(f"{overrides}: {_one_line(error)}")
+            logging.getLogger(__name__).error(failed[-1])
+            return float("nan")
+
+    def silenced(config: DictConfig) -> Any:
+        # Hydra writes a line of its own before it hands on an exception of a job, but not before
+        # SystemExit.
+        try:
+            return guarded(config)
+        except mendable as error:
+            if full_error:
+                raise
+            sys.exit(f"error: {_one_line(error)}")
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(
+            silenced
+        )()
+    except (*mendable, OSError) as error:
+        if full_error:
+            raise
+        sys.exit(f"error: {_one_line(error)}")
+    if failed:
+        sys.exit("\n".join(f"error: {message}" for message in failed))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

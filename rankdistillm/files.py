@@ -1,0 +1,84 @@
+"""Open plain or gzipped text with errors that name the file; write beside, then rename."""
+
+import gzip
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from rankdistillm.errors import InputError
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield ``(line number from 1, line without its end)`` of a UTF-8 text file, plain or ``.gz``.
+
+    Blank lines are passed over. Raises `InputError` for a file that is missing, unreadable, cut
+    off, not UTF-8 or without any line.
+    """
+    number = 0
+    anything = False
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, 1):
+                line = line.rstrip("\r\n")
+                if line.strip():
+                    anything = True
+                    yield number, line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(
+            f"{path}, after line {number}: the gzip file is cut off or damaged ({error}); "
+            "fetch or compress it again"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}, after line {number}: not UTF-8 ({error.reason}); convert it, for example "
+            "with iconv"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not anything:
+        raise InputError(f"{path}: the file is empty; expected one entry a line")
+
+
+def _open(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return open(path, encoding="utf-8")
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix that tells a file's format: ``.run`` for ``a.run`` and for ``a.run.gz``."""
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path beside ``path`` to write to, and rename it to ``path`` when all went well.
+
+    On an error nothing is left, and what stood under ``path`` before still stands there.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        os.replace(beside, path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another place"
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load_ir_dataset(identifier: str, what: str) -> Any:
+    """The ir_datasets data set of that id, or an `InputError` where there is no such id."""
+    import ir_datasets  # late: registering its catalogue takes a noticeable part of a second
+
+    try:
+        return ir_datasets.load(identifier)
+    except KeyError as error:
+        raise InputError(
+            f"{identifier}: neither a file nor an ir_datasets id (wanted: {what})"
+        ) from error

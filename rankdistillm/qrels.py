@@ -1,0 +1,46 @@
+"""Relevance judgements: for each query, passage -> relevance, from TREC files or ir_datasets."""
+
+from pathlib import Path
+
+from rankdistillm.errors import InputError
+from rankdistillm.files import load_ir_dataset, numbered_lines
+
+Qrels = dict[str, dict[str, int]]
+
+
+def read_qrels(source: str | Path) -> Qrels:
+    """Read TREC qrels (``query_id 0 doc_id relevance``, also .gz) or those of an ir_datasets id.
+
+    Raises `InputError` with file and line for a wrong number of columns, a relevance that is not a
+    whole number, and a passage that is judged twice for a query.
+    """
+    qrels: Qrels = {}
+    if not Path(source).exists():
+        dataset = load_ir_dataset(str(source), "a qrels file, or a data set with qrels")
+        if not dataset.has_qrels():
+            raise InputError(f"{source}: this ir_datasets id has no qrels")
+        for qrel in dataset.qrels_iter():
+            qrels.setdefault(qrel.query_id, {})[qrel.doc_id] = qrel.relevance
+        return qrels
+    for line, text in numbered_lines(Path(source)):
+        columns = text.split()
+        if len(columns) != 4:
+            raise InputError(
+                f"{source}, line {line}: expected the 4 columns 'query_id 0 doc_id relevance', "
+                f"found {len(columns)}; correct the line"
+            )
+        query_id, _, doc_id, relevance = columns
+        judged = qrels.setdefault(query_id, {})
+        if doc_id in judged:
+            raise InputError(
+                f"{source}, line {line}: passage {doc_id} is judged twice for query {query_id}; "
+                "keep one of the two lines"
+            )
+        try:
+            judged[doc_id] = int(relevance)
+        except ValueError as error:
+            raise InputError(
+                f"{source}, line {line}: the relevance {relevance!r} is not a whole number; "
+                "correct the line"
+            ) from error
+    return qrels
