@@ -1,0 +1,211 @@
+"""Training lists -> batches, in an order that depends on nothing but the seed and the step."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rankdistillm.errors import InputError
+from rankdistillm.qrels import Qrels, read_qrels
+from rankdistillm.runs import Run
+from rankdistillm.sampling import SINGLE_RELEVANT, sample
+from rankdistillm.targets import make_targets, transform_targets
+from rankdistillm.tokens import PackedPairs, PairTemplate, TokenisedTexts, padded_tokens
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The lists of one optimiser step.
+
+    ``pairs`` holds the (query, passage) pairs of list 0, then of list 1, and so on; ``targets``
+    ``[lists, list_size]`` (higher is better) and ``mask`` (True = a real passage) are padded on
+    the right to the longest list.
+    """
+
+    query_ids: list[str]
+    doc_ids: list[list[str]]
+    pairs: PackedPairs
+    targets: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.query_ids)
+
+    def rows_of(self, lists: np.ndarray) -> np.ndarray:
+        """The positions in ``pairs`` of all passages of these (ascending) lists."""
+        return np.flatnonzero(np.isin(np.repeat(np.arange(len(self)), self._sizes), lists))
+
+    def micro_batches(self, token_budget: int) -> Iterator[np.ndarray]:
+        """Whole lists in groups of at most ``token_budget`` tokens, padding counted.
+
+        A list above the budget is a group of its own.
+        """
+        ends = np.cumsum(self._sizes)
+        group: list[int] = []
+        for i in range(len(self)):
+            first = ends[group[0]] - self._sizes[group[0]] if group else 0
+            if group and padded_tokens(self.pairs.lengths[first : ends[i]]) > token_budget:
+                yield np.array(group)
+                group = []
+            group.append(i)
+        yield np.array(group)
+
+    @property
+    def _sizes(self) -> np.ndarray:
+        return np.array([len(doc_ids) for doc_ids in self.doc_ids])
+
+
+class TrainingData:
+    """All training lists; ``batch(step)`` makes those of one step.
+
+    The lists of all epochs form one stream, shuffled anew in each epoch; step s takes the
+    ``queries_per_step`` lists from ``s * queries_per_step`` on. It ends after ``epochs`` epochs, or
+    after ``max_steps`` full steps where that is given. ``config`` is ``data.train``. Passages are sampled anew in each
+    epoch, from a generator seeded by (seed, epoch, query_id): hence a step's batch is the same
+    however the work is divided and wherever it was resumed.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        qrels: Qrels,
+        query_tokens: TokenisedTexts,
+        doc_tokens: TokenisedTexts,
+        template: PairTemplate,
+        config: Mapping[str, Any],
+        *,
+        queries_per_step: int,
+        epochs: float,
+        max_steps: int | None = None,
+        seed: int,
+    ) -> None:
+        self.run = run
+        self.query_ids = _usable(run, qrels, config["sampling"], config["list_size"])
+        self.queries_per_step = queries_per_step
+        self.num_lists = round(len(self.query_ids) * epochs)
+        if max_steps is not None:
+            self.num_lists = max_steps * queries_per_step
+        self._qrels = qrels
+        self._query_tokens = query_tokens
+        self._doc_tokens = doc_tokens
+        self._template = template
+        self._config = config
+        self._seed = seed
+
+    def __len__(self) -> int:
+        """The number of steps; the last one may have fewer lists."""
+        return -(-self.num_lists // self.queries_per_step)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of ``step``, counted from 0."""
+        start = step * self.queries_per_step
+        places = range(start, min(start + self.queries_per_step, self.num_lists))
+        lists = [self._training_list(*divmod(place, len(self.query_ids))) for place in places]
+        pairs = self._template.pack(
+            [
+                (self._query_tokens[query_id], self._doc_tokens[doc_id])
+                for query_id, doc_ids, _ in lists
+                for doc_id in doc_ids
+            ]
+        )
+        width = max(len(doc_ids) for _, doc_ids, _ in lists)
+        targets = np.zeros((len(lists), width), dtype=np.float32)
+        mask = np.zeros((len(lists), width), dtype=bool)
+        for i, (_, doc_ids, values) in enumerate(lists):
+            targets[i, : len(doc_ids)] = values
+            mask[i, : len(doc_ids)] = True
+        return Batch(
+            [query_id for query_id, _, _ in lists],
+            [doc_ids for _, doc_ids, _ in lists],
+            pairs,
+            torch.from_numpy(targets),
+            torch.from_numpy(mask),
+        )
+
+    def _training_list(self, epoch: int, place: int) -> tuple[str, list[str], np.ndarray]:
+        config = self._config
+        query_id = self.query_ids[self._order(epoch)[place]]
+        ranked = self.run[query_id]
+        relevance = _relevance(ranked.doc_ids, self._qrels.get(query_id, {}))
+        rng = np.random.default_rng([self._seed, epoch, int.from_bytes(query_id.encode())])
+        positions = sample(config["sampling"], config["list_size"], relevance, rng)
+        targets = make_targets(config["targets"], positions, ranked.scores, relevance)
+        doc_ids = [ranked.doc_ids[i] for i in positions]
+        return query_id, doc_ids, transform_targets(config["transform"], targets)
+
+    @lru_cache(maxsize=2)  # noqa: B019 - one object a process; a step spans two epochs at most
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self.query_ids))
+
+
+def _relevance(doc_ids: tuple[str, ...], judged: Mapping[str, int]) -> np.ndarray:
+    return np.array([max(0, judged.get(doc_id, 0)) for doc_id in doc_ids], dtype=np.float32)
+
+
+def _usable(run: Run, qrels: Qrels, sampling: str, list_size: int) -> list[str]:
+    """The queries that give a training list; says once how many are short or of no use."""
+    longest = max(len(ranked) for ranked in run.values())
+    if list_size < 2:
+        raise InputError(f"data.train.list_size={list_size}: a list to rank has at least 2 passages")
+    if list_size > longest:
+        raise InputError(
+            f"{run.source}: data.train.list_size={list_size} is above the longest ranked list "
+            f"({longest} passages); lower it to {longest}, or raise data.train.depth"
+        )
+    # Sorted: the order in the file must not decide the trajectory.
+    usable = sorted(run)
+    if sampling == SINGLE_RELEVANT:
+        relevance = {q: _relevance(run[q].doc_ids, qrels.get(q, {})) for q in usable}
+        usable = [q for q in usable if 0 < np.count_nonzero(relevance[q]) < len(relevance[q])]
+        if not usable:
+            raise InputError(
+                f"{run.source}: no query has both a relevant and a non-relevant passage in its "
+                "list, as data.train.sampling=single_relevant needs; give the qrels of these "
+                "queries in data.train.qrels"
+            )
+        if len(usable) < len(run):
+            log.warning(
+                "%s: %d of %d queries are left out: their lists lack a relevant or a non-relevant "
+                "passage",
+                run.source,
+                len(run) - len(usable),
+                len(run),
+            )
+    short = sum(len(run[q]) < list_size for q in usable)
+    if short:
+        log.warning(
+            "%s: %d of %d lists have fewer than list_size=%d passages and are used as they are",
+            run.source,
+            short,
+            len(usable),
+            list_size,
+        )
+    return usable
+
+
+def read_training_run(config: Mapping[str, Any], seed: int) -> tuple[Run, Qrels]:
+    """The run and judgements that ``data.train`` names, sub-sampled by depth and queries.
+
+    ``depth`` counts in ``first_stage`` where that is given, else in the run itself.
+    """
+    run = Run.read(config["run"])
+    if config["depth"] is not None:
+        if config["first_stage"]:
+            run = run.within(Run.read(config["first_stage"]), config["depth"])
+        else:
+            run = run.truncate(config["depth"])
+    run = run.sample_queries(config["num_queries"], seed)
+    qrels = read_qrels(config["qrels"]) if config["qrels"] else {}
+    if qrels and not any(query_id in qrels for query_id in run):
+        raise InputError(
+            f"{config['qrels']}: judges none of the queries of {run.source} (for example "
+            f"{next(iter(qrels))} there, {next(iter(run))} here); give the qrels of these queries"
+        )
+    return run, qrels

@@ -1,0 +1,172 @@
+"""A student re-ranks: `Reranker` in Python, ``python -m rankdistillm.rerank`` for run files."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from rankdistillm.cli import run_command
+from rankdistillm.errors import InputError
+from rankdistillm.model import CrossEncoder, default_device
+from rankdistillm.runs import Run
+from rankdistillm.texts import texts_of_run
+from rankdistillm.tokens import TokenisedTexts
+
+log = logging.getLogger(__name__)
+
+# Pairs that are sorted by length together: enough for little padding, few enough for little memory.
+PAIRS_AT_ONCE = 4096
+
+
+class Ranked(NamedTuple):
+    """One passage of `Reranker.rank`: its rank (1 is best), where it stood, score and text."""
+
+    rank: int
+    index: int
+    score: float
+    doc: str
+
+
+class Reranker:
+    """Ranks passages for queries with a `CrossEncoder`."""
+
+    def __init__(self, model: CrossEncoder) -> None:
+        self.model = model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        precision: str = "auto",
+        query_length: int | None = None,
+        doc_length: int | None = None,
+    ) -> "Reranker":
+        """Load a student: a folder (``outputs/…/checkpoint``) or a hub id.
+
+        ``device`` defaults to CUDA where there is one; ``precision`` is auto, fp32, bf16 or fp16.
+        The lengths, in tokens, default to those that the student was trained with. Raises
+        `InputError` where there is no readable model.
+        """
+        return cls(
+            CrossEncoder.from_pretrained(
+                path,
+                query_length=query_length,
+                doc_length=doc_length,
+                device=device or default_device(),
+                precision=precision,
+            )
+        )
+
+    def score(self, query: str, docs: Sequence[str]) -> np.ndarray:
+        """Scores of the passages for the query, float32 ``[len(docs)]``; higher is better."""
+        keys = [str(i) for i in range(len(docs))]
+        return self._score_pairs(
+            {"query": query},
+            dict(zip(keys, docs, strict=True)),
+            [("query", key) for key in keys],
+            progress=False,
+        )
+
+    def rank(self, query: str, docs: Sequence[str], *, depth: int | None = None) -> list[Ranked]:
+        """The best ``depth`` passages (all for None), best first; equal scores keep their order."""
+        scores = self.score(query, docs)
+        order = np.argsort(-scores, kind="stable")[:depth]
+        return [Ranked(r, int(i), float(scores[i]), docs[i]) for r, i in enumerate(order, 1)]
+
+    def rerank(
+        self,
+        run: Run,
+        queries: Mapping[str, str],
+        docs: Mapping[str, str],
+        *,
+        depth: int | None = None,
+        progress: bool = True,
+    ) -> Run:
+        """Re-rank the top ``depth`` of each list; what lies below is not in the new run.
+
+        ``queries`` and ``docs`` map the run's ids to texts. Scores are float32.
+        """
+        run = run.truncate(depth)
+        pairs = [(query_id, doc_id) for query_id in run for doc_id in run[query_id].doc_ids]
+        scores = iter(self._score_pairs(queries, docs, pairs, progress=progress))
+        return Run.from_scores(
+            {q: {doc_id: float(next(scores)) for doc_id in run[q].doc_ids} for q in run},
+            source=f"re-ranked {run.source}",
+        )
+
+    @torch.inference_mode()
+    def _score_pairs(
+        self,
+        queries: Mapping[str, str],
+        docs: Mapping[str, str],
+        pairs: Sequence[tuple[str, str]],
+        *,
+        progress: bool,
+    ) -> np.ndarray:
+        model = self.model
+        used_queries = {q: queries[q] for q, _ in pairs}
+        used_docs = {d: docs[d] for _, d in pairs}
+        query_tokens = TokenisedTexts(
+            used_queries, model.tokenizer, model.query_length, description="tokenise queries"
+        )
+        doc_tokens = TokenisedTexts(
+            used_docs, model.tokenizer, model.doc_length, description="tokenise passages"
+        )
+        scores = np.empty(len(pairs), dtype=np.float32)
+        was_training = model.training
+        model.eval()
+        try:
+            with tqdm(
+                total=len(pairs), desc="re-rank", unit="pair", disable=None if progress else True
+            ) as bar:
+                for start in range(0, len(pairs), PAIRS_AT_ONCE):
+                    window = pairs[start : start + PAIRS_AT_ONCE]
+                    packed = model.template.pack(
+                        [(query_tokens[q], doc_tokens[d]) for q, d in window]
+                    )
+                    for chosen, scored in model.score_chunks(packed):
+                        scores[start + chosen] = scored.cpu().numpy()
+                        bar.update(len(chosen))
+        finally:
+            model.train(was_training)
+        if not np.isfinite(scores).all():
+            raise InputError(
+                "the student gives scores that are not finite; train it again with "
+                "precision=fp32 or a lower learning rate"
+            )
+        return scores
+
+
+def rerank(config: DictConfig) -> None:
+    """Re-rank the run file ``config.run`` into ``config.output``, as conf/rerank.yaml says."""
+    for name in ("run", "output"):
+        if config[name] is None:
+            raise InputError(f"{name} is not set; add {name}=FILE to the command line")
+    run = Run.read(config.run).truncate(config.depth)
+    queries, docs = texts_of_run(run, config.data.queries, config.data.docs)
+    reranker = Reranker.from_pretrained(
+        config.model.path,
+        device=config.device,
+        precision=config.precision,
+        query_length=config.model.query_length,
+        doc_length=config.model.doc_length,
+    )
+    log.info("%s: re-ranking %d queries with %s", config.run, len(run), config.model.path)
+    reranker.rerank(run, queries, docs).write(config.output)
+    log.info("wrote %s", config.output)
+
+
+def main() -> None:
+    """Entry point of ``python -m rankdistillm.rerank``."""
+    run_command(rerank, "rerank")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Each distinct text is tokenised once; pairs are packed from the parts and the special tokens.
+
+Shapes: a `PackedPairs` holds the tokens of all its pairs end to end in one flat array, pair i at
+``[offsets[i], offsets[i + 1])``; only `PackedPairs.padded` makes rectangles of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+TEXTS_AT_ONCE = 10_000
+
+# Sorted by length and cut into rectangles of about this many tokens, pairs carry little padding
+# and still fill the matrix units.
+CHUNK_TOKENS = 2048
+
+
+class TokenisedTexts:
+    """Texts as flat token ids without special tokens, each cut to ``max_length`` tokens.
+
+    ``texts`` maps ids to texts. Equal texts are tokenised once and share their tokens.
+    """
+
+    def __init__(
+        self, texts: Mapping[str, str], tokenizer: Any, max_length: int, *, description: str
+    ) -> None:
+        distinct = list(dict.fromkeys(texts.values()))
+        pieces: list[np.ndarray] = []
+        starts = range(0, len(distinct), TEXTS_AT_ONCE)
+        for start in tqdm(starts, desc=description, unit_scale=TEXTS_AT_ONCE, disable=None):
+            encoded = tokenizer(
+                distinct[start : start + TEXTS_AT_ONCE],
+                add_special_tokens=False,
+                truncation=True,
+                max_length=max_length,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )
+            pieces.extend(np.array(ids, dtype=np.int32) for ids in encoded["input_ids"])
+        row_of = {text: row for row, text in enumerate(distinct)}
+        self._offsets = np.cumsum([0, *map(len, pieces)])
+        self._tokens = np.concatenate([np.empty(0, np.int32), *pieces])
+        self._rows = {identifier: row_of[text] for identifier, text in texts.items()}
+
+    def __getitem__(self, identifier: str) -> np.ndarray:
+        """The int32 token ids of that text."""
+        row = self._rows[identifier]
+        return self._tokens[self._offsets[row] : self._offsets[row + 1]]
+
+
+@dataclass(frozen=True)
+class PairTemplate:
+    """The special tokens that a tokeniser puts round a (query, passage) pair.
+
+    ``before`` the query, ``between`` the two, ``after`` the passage; each with its token types,
+    ``query_type`` and ``doc_type`` being the types of the two texts. ``has_types`` says whether
+    the model takes token types at all.
+    """
+
+    before: np.ndarray
+    between: np.ndarray
+    after: np.ndarray
+    before_types: np.ndarray
+    between_types: np.ndarray
+    after_types: np.ndarray
+    query_type: int
+    doc_type: int
+    has_types: bool
+    pad_id: int
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any) -> "PairTemplate":
+        """Read the template off what the tokeniser itself makes of a small pair."""
+        encoded = tokenizer("a", "a")
+        sequence = encoded.sequence_ids(0)
+        ids = np.array(encoded["input_ids"], dtype=np.int32)
+        has_types = "token_type_ids" in encoded
+        types = np.array(encoded["token_type_ids"] if has_types else [0] * len(ids), dtype=np.int32)
+        query = [i for i, part in enumerate(sequence) if part == 0]
+        doc = [i for i, part in enumerate(sequence) if part == 1]
+        parts = (
+            slice(0, query[0]),
+            slice(query[-1] + 1, doc[0]),
+            slice(doc[-1] + 1, None),
+        )
+        return cls(
+            *(ids[part] for part in parts),
+            *(types[part] for part in parts),
+            query_type=int(types[query[0]]),
+            doc_type=int(types[doc[0]]),
+            has_types=has_types,
+            pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+        )
+
+    def pack(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> "PackedPairs":
+        """Join (query tokens, passage tokens) pairs into one `PackedPairs`."""
+        tokens: list[np.ndarray] = [np.empty(0, np.int32)]
+        types: list[np.ndarray] = [np.empty(0, np.int32)]
+        lengths = []
+        for query, doc in pairs:
+            parts = (self.before, query, self.between, doc, self.after)
+            tokens.extend(parts)
+            types.extend(
+                (
+                    self.before_types,
+                    np.full(len(query), self.query_type, np.int32),
+                    self.between_types,
+                    np.full(len(doc), self.doc_type, np.int32),
+                    self.after_types,
+                )
+            )
+            lengths.append(sum(map(len, parts)))
+        return PackedPairs(
+            np.concatenate(tokens),
+            np.concatenate(types) if self.has_types else None,
+            np.array(lengths, dtype=np.int64),
+            self.pad_id,
+        )
+
+
+@dataclass(frozen=True)
+class PackedPairs:
+    """The tokens of many pairs end to end: ``tokens``, ``types`` ``[sum(lengths)]``."""
+
+    tokens: np.ndarray
+    types: np.ndarray | None
+    lengths: np.ndarray
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def padded(self, chosen: np.ndarray, device: torch.device) -> dict[str, Tensor]:
+        """The model inputs of the chosen pairs, ``[len(chosen), longest]``, padded on the right."""
+        lengths = self.lengths[chosen]
+        starts = (np.cumsum(self.lengths) - self.lengths)[chosen]
+        columns = np.arange(lengths.max())
+        mask = columns < lengths[:, None]
+        # Padding reads some other token of the pack, and is overwritten at once.
+        source = np.where(mask, starts[:, None] + columns, 0)
+        inputs = {
+            "input_ids": np.where(mask, self.tokens[source], self.pad_id),
+            "attention_mask": mask.astype(np.int64),
+        }
+        if self.types is not None:
+            inputs["token_type_ids"] = np.where(mask, self.types[source], 0)
+        return {
+            name: torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)
+            for name, array in inputs.items()
+        }
+
+
+def plan_chunks(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
+    """Cut pairs into chunks of at most ``token_budget`` tokens, padding counted.
+
+    Pairs are taken longest first, so that those of about the same length share a chunk and little
+    is padded. Returns positions into ``lengths``. A pair above the budget is a chunk of its own.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    chunks = []
+    start = 0
+    while start < len(order):
+        rows = max(1, int(token_budget // max(1, lengths[order[start]])))
+        chunks.append(order[start : start + rows])
+        start += rows
+    return chunks
+
+
+def padded_tokens(lengths: np.ndarray) -> int:
+    """Tokens of these pairs, padding counted, when they are scored in sorted chunks."""
+    return sum(len(chunk) * int(lengths[chunk[0]]) for chunk in plan_chunks(lengths, CHUNK_TOKENS))

@@ -1,0 +1,53 @@
+"""A run that is re-ranked and measured during training: the validation and the test queries."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankdistillm.metrics import Figures, evaluate_run
+from rankdistillm.model import CrossEncoder
+from rankdistillm.qrels import Qrels, read_qrels
+from rankdistillm.rerank import Reranker
+from rankdistillm.runs import Run
+from rankdistillm.texts import texts_of_run
+
+
+@dataclass(frozen=True)
+class JudgedRun:
+    """A first-stage run with its judgements and texts, and maybe the teacher's run of it."""
+
+    run: Run
+    teacher: Run | None
+    qrels: Qrels
+    queries: Mapping[str, str]
+    docs: Mapping[str, str]
+
+    @classmethod
+    def read(cls, config: Mapping) -> "JudgedRun | None":
+        """Read what ``data.validation`` or ``data.test`` names; None where it names no run."""
+        if config["run"] is None:
+            return None
+        run = Run.read(config["run"]).truncate(config["depth"])
+        queries, docs = texts_of_run(run, config["queries"], config["docs"])
+        qrels = read_qrels(config["qrels"])
+        judged = cls(
+            run,
+            Run.read(config["teacher"]) if config["teacher"] else None,
+            qrels,
+            queries,
+            docs,
+        )
+        return judged
+
+    @property
+    def name(self) -> str:
+        """How the first stage is called in tables: the name of its file."""
+        return Path(self.run.source).name.split(".")[0]
+
+    def rerank(self, model: CrossEncoder) -> Run:
+        """The student's ranking of the run."""
+        return Reranker(model).rerank(self.run, self.queries, self.docs, progress=False)
+
+    def evaluate(self, run: Run, metrics: Sequence[str]) -> Figures:
+        """The metrics of some ranking of these queries."""
+        return evaluate_run(run, self.qrels, metrics)

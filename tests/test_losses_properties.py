@@ -1,0 +1,376 @@
+"""What holds for every loss, with every setting that changes its course."""
+
+import inspect
+import warnings
+from functools import partial
+
+import pytest
+import torch
+
+from rankdistillm.losses import LOSSES
+
+SETTINGS = {
+    "adr_mse": [{"discount": "reciprocal"}, {"discount": None, "temperature": 0.1}],
+    "approx_ndcg": [{"gain": "linear"}],
+    "kl": [{"target_temperature": 2.0}],
+    "lambda": [
+        {"weighting": "ndcg1"},
+        {"weighting": "ndcg2"},
+        {"weighting": "lambdarank", "k": 2},
+        {"weighting": "mrr"},
+        {"weighting": None},
+        {"gain": "linear", "k": 3},
+    ],
+    "listnet": [{"target_temperature": 2.0}],
+    "margin_mse": [{"margin": 1.0}],
+    "neural_ndcg": [{"gain": "linear", "sinkhorn_iterations": 0}],
+    "weighted_ranknet": [{"weighting": "reciprocal_difference"}],
+}
+VARIANTS = [
+    pytest.param(
+        partial(loss.function, **settings),
+        id="-".join([name, *(f"{key}={value}" for key, value in settings.items())]),
+    )
+    for name, loss in LOSSES.items()
+    for settings in [{}, *SETTINGS.get(name, [])]
+]
+every_loss = pytest.mark.parametrize("loss", VARIANTS)
+KINDS = ("ranked", "graded", "binary", "real")
+every_kind = pytest.mark.parametrize("kind", KINDS)
+# They fit each passage by itself, or a distribution: one passage or equal targets still count.
+POINTWISE = {LOSSES["bce"].function, LOSSES["mse"].function}
+FITS_TIES = POINTWISE | {LOSSES["kl"].function}
+
+LISTS, SIZE = 6, 8
+
+
+def make_targets(kind, *shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    if kind == "ranked":
+        return shape[-1] - noise.argsort(-1).argsort(-1).double()
+    if kind == "graded":
+        return (noise * 2).round().clamp(-1, 3)
+    if kind == "binary":
+        return (noise > 0.3).double()
+    return noise * 3
+
+
+def make_scores(*shape, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(*shape, generator=generator, dtype=torch.float64) * 2
+    return scores.requires_grad_()
+
+
+def make_mask():
+    """Lists of 8, 6, 4, 2, 1 and 0 passages, wherever in the list."""
+    order = torch.rand(LISTS, SIZE, generator=torch.Generator().manual_seed(2)).argsort(-1)
+    return order < torch.tensor([8, 6, 4, 2, 1, 0])[:, None]
+
+
+def gradient_of(value, scores):
+    (gradient,) = torch.autograd.grad(value.sum(), scores)
+    return gradient
+
+
+def assert_zero_in_the_graph(value, scores):
+    torch.testing.assert_close(value, torch.zeros_like(value), rtol=0, atol=1e-12)
+    gradient = gradient_of(value, scores)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
+
+
+@every_kind
+@every_loss
+def test_mask_is_slicing(loss, kind):
+    scores, targets, mask = make_scores(LISTS, SIZE), make_targets(kind, LISTS, SIZE), make_mask()
+    masked = loss(scores, targets, mask=mask, reduction="none")
+    gradient = gradient_of(masked, scores)
+    for i in range(LISTS):
+        part = scores.detach()[i][mask[i]].requires_grad_()
+        sliced = loss(part, targets[i][mask[i]])
+        torch.testing.assert_close(masked[i], sliced)
+        torch.testing.assert_close(gradient[i][mask[i]], gradient_of(sliced, part))
+    assert (gradient[~mask] == 0).all()
+
+
+@every_kind
+@every_loss
+def test_batch_is_the_mean_of_its_lists(loss, kind):
+    """The lists with one and without any passage count as well."""
+    scores, targets, mask = make_scores(LISTS, SIZE), make_targets(kind, LISTS, SIZE), make_mask()
+    batch = loss(scores, targets, mask=mask)
+    singles = [loss(scores[i], targets[i], mask=mask[i]) for i in range(LISTS)]
+    mean = torch.stack(singles).mean()
+    torch.testing.assert_close(batch, mean)
+    torch.testing.assert_close(gradient_of(batch, scores), gradient_of(mean, scores))
+
+
+@every_loss
+def test_reductions_agree(loss):
+    scores, targets, mask = make_scores(LISTS, SIZE), make_targets("real", LISTS, SIZE), make_mask()
+    values = loss(scores, targets, mask=mask, reduction="none")
+    assert values.shape == (LISTS,)
+    assert values[0] != 0
+    torch.testing.assert_close(loss(scores, targets, mask=mask, reduction="sum"), values.sum())
+    torch.testing.assert_close(loss(scores, targets, mask=mask, reduction="mean"), values.mean())
+    torch.testing.assert_close(loss(scores, targets, mask=mask), values.mean())
+
+
+@every_loss
+def test_leading_dimensions_are_lists(loss):
+    scores, targets, mask = make_scores(LISTS, SIZE), make_targets("real", LISTS, SIZE), make_mask()
+    flat = loss(scores, targets, mask=mask, reduction="none")
+    shape = (2, 1, 3, SIZE)
+    deep = loss(
+        scores.reshape(shape), targets.reshape(shape), mask=mask.reshape(shape), reduction="none"
+    )
+    assert deep.shape == (2, 1, 3)
+    torch.testing.assert_close(deep.flatten(), flat)
+    one = loss(scores[0], targets[0], reduction="none")
+    assert one.shape == ()
+    torch.testing.assert_close(one, flat[0])
+
+
+@every_kind
+@every_loss
+def test_order_of_the_passages_does_not_matter(loss, kind):
+    scores, targets, mask = make_scores(LISTS, SIZE), make_targets(kind, LISTS, SIZE), make_mask()
+    # Tied scores too: nobody's place in the input may break the tie.
+    tied = scores.detach().round().requires_grad_()
+    order = torch.randperm(SIZE, generator=torch.Generator().manual_seed(3))
+    for student in (scores, tied):
+        value = loss(student, targets, mask=mask, reduction="none")
+        moved = student.detach()[:, order].requires_grad_()
+        moved_value = loss(moved, targets[:, order], mask=mask[:, order], reduction="none")
+        torch.testing.assert_close(moved_value, value)
+        torch.testing.assert_close(
+            gradient_of(moved_value, moved), gradient_of(value, student)[:, order]
+        )
+
+
+@every_kind
+@every_loss
+def test_gradient_is_the_derivative(loss, kind):
+    targets = make_targets(kind, 3, 5, seed=4)
+    mask = torch.arange(5) < torch.tensor([[5], [4], [2]])
+    assert torch.autograd.gradcheck(
+        lambda scores: loss(scores, targets, mask=mask, reduction="none"), make_scores(3, 5)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@every_loss
+def test_half_precision_in_float32_out(loss, dtype):
+    half = make_scores(LISTS, SIZE).detach().to(dtype).requires_grad_()
+    targets, mask = make_targets("graded", LISTS, SIZE).to(dtype), make_mask()
+    value = loss(half, targets, mask=mask)
+    assert value.dtype == torch.float32
+    full = half.detach().float().requires_grad_()
+    expected = loss(full, targets.float(), mask=mask)
+    # Bit for bit: the arithmetic itself never was in half precision.
+    assert value == expected
+    gradient = gradient_of(value, half)
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(gradient, gradient_of(expected, full).to(dtype))
+
+
+@every_loss
+def test_float64_stays(loss):
+    value = loss(make_scores(LISTS, SIZE), make_targets("graded", LISTS, SIZE).float())
+    assert value.dtype == torch.float64
+
+
+@every_loss
+def test_autocast_changes_nothing(loss):
+    scores = make_scores(LISTS, SIZE).detach().float()
+    targets, mask = make_targets("graded", LISTS, SIZE), make_mask()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = loss(scores, targets, mask=mask)
+    assert inside.dtype == torch.float32
+    assert inside == loss(scores, targets, mask=mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.bfloat16, torch.float64])
+@every_loss
+def test_targets_of_any_type(loss, dtype):
+    scores = make_scores(LISTS, SIZE).detach().float()
+    targets = make_targets("binary", LISTS, SIZE)
+    assert loss(scores, targets.to(dtype)) == loss(scores, targets.float())
+
+
+@every_loss
+def test_no_gradient_flows_to_the_targets(loss):
+    scores = make_scores(LISTS, SIZE)
+    targets = make_targets("real", LISTS, SIZE).requires_grad_()
+    loss(scores, targets).backward()
+    assert targets.grad is None
+    assert scores.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("junk", [float("nan"), float("inf"), float("-inf"), 1e30])
+@every_loss
+def test_whatever_lies_at_masked_positions_is_harmless(loss, junk):
+    scores, targets, mask = make_scores(LISTS, SIZE), make_targets("real", LISTS, SIZE), make_mask()
+    clean = loss(scores, targets, mask=mask, reduction="none")
+    dirty_scores = scores.detach().masked_fill(~mask, junk).requires_grad_()
+    dirty = loss(dirty_scores, targets.masked_fill(~mask, junk), mask=mask, reduction="none")
+    assert (dirty == clean).all()
+    gradient = gradient_of(dirty, dirty_scores)
+    assert (gradient == gradient_of(clean, scores)).all()
+    assert (gradient[~mask] == 0).all()
+
+
+@every_loss
+def test_list_without_passages_is_zero_in_the_graph(loss):
+    scores = make_scores(3, SIZE)
+    mask = torch.zeros(3, SIZE, dtype=torch.bool)
+    for reduction in ("mean", "sum", "none"):
+        value = loss(scores, make_targets("real", 3, SIZE), mask=mask, reduction=reduction)
+        assert_zero_in_the_graph(value, scores)
+    empty = make_scores(3, 0)
+    value = loss(empty, torch.zeros(3, 0), reduction="none")
+    assert value.shape == (3,)
+    assert_zero_in_the_graph(value, empty)
+
+
+@every_loss
+def test_no_lists_at_all_are_zero(loss):
+    scores = make_scores(0, SIZE)
+    value = loss(scores, torch.zeros(0, SIZE))
+    assert value.item() == 0
+    assert gradient_of(value, scores).shape == (0, SIZE)
+
+
+@every_kind
+@every_loss
+def test_one_passage_is_zero_unless_it_is_fitted_by_itself(loss, kind):
+    scores, targets = make_scores(4, 1), make_targets(kind, 4, 1, seed=5)
+    value = loss(scores, targets, reduction="none")
+    if loss.func in POINTWISE:
+        assert (value > 0).all()
+        assert gradient_of(value, scores).isfinite().all()
+    else:
+        assert_zero_in_the_graph(value, scores)
+
+
+@pytest.mark.parametrize("tie", [-1.0, 0.0, 0.1, 1.0, 3.0])
+@every_loss
+def test_equal_targets_are_nothing_to_compare(loss, tie):
+    scores = make_scores(LISTS, SIZE)
+    value = loss(scores, torch.full((LISTS, SIZE), tie), mask=make_mask(), reduction="none")
+    if loss.func in FITS_TIES:
+        assert value.isfinite().all()
+        assert (value[:4] > 0).all()
+        assert gradient_of(value, scores).isfinite().all()
+    else:
+        assert_zero_in_the_graph(value, scores)
+
+
+def hard_lists(dtype):
+    """Scores that overflow an exponential, tie, or leave nothing; lists of every length."""
+    extreme = torch.tensor([1e4, -1e4, 1e4, 0.0, -1e4, 1e-4, 1e4, 3.0], dtype=dtype)
+    noise = make_scores(SIZE).detach().to(dtype)
+    rows = torch.stack(
+        [extreme, -extreme, noise * 1e4, extreme.abs(), torch.zeros(SIZE, dtype=dtype), noise]
+    )
+    shapes = torch.tensor([8, 5, 3, 2, 1, 0])[:, None] > torch.arange(SIZE)
+    scores = rows.repeat_interleave(len(shapes), 0).requires_grad_()
+    return scores, shapes.repeat(len(rows), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", [*KINDS, "extreme"])
+@every_loss
+def test_never_nan_and_the_gradient_is_finite(loss, kind, dtype):
+    scores, mask = hard_lists(dtype)
+    if kind == "extreme":
+        targets = make_targets("real", *scores.shape) * 1e4
+    else:
+        targets = make_targets(kind, *scores.shape)
+    # The anomaly mode also finds a NaN that a later step of the backward pass hides.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Anomaly Detection has been enabled")
+        with torch.autograd.detect_anomaly():
+            value = loss(scores, targets, mask=mask, reduction="none")
+            gradient = gradient_of(value, scores)
+    assert value.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_hopeless_pair_has_a_gradient_where_a_clamped_sigmoid_has_none(name):
+    """Ranknet's cost of a pair that is off by 1e4 is 1e4, not -log(eps), and it is pulled back."""
+    scores = torch.tensor([-1e4, 1e4], requires_grad=True)
+    value = LOSSES[name].function(scores, torch.tensor([1.0, 0.0]))
+    gradient = gradient_of(value, scores)
+    saturating = {"adr_mse", "approx_ndcg", "approx_mrr", "neural_ndcg", "pearson"}
+    assert value > 0.1
+    if name not in saturating:
+        assert gradient[0] < 0 < gradient[1]
+
+
+def has_temperature(variant):
+    (loss,) = variant.values
+    return "temperature" in inspect.signature(loss.func).parameters
+
+
+def test_losses_with_a_scale_of_their_own_have_no_temperature():
+    without = {variant.values[0].func for variant in VARIANTS if not has_temperature(variant)}
+    assert without == {LOSSES[name].function for name in ("hinge", "margin_mse", "mse", "pearson")}
+
+
+@pytest.mark.parametrize("loss", [variant for variant in VARIANTS if has_temperature(variant)])
+def test_temperature_divides_the_scores(loss):
+    scores, targets, mask = make_scores(LISTS, SIZE), make_targets("real", LISTS, SIZE), make_mask()
+    cold = loss(scores, targets, mask=mask, temperature=0.25)
+    torch.testing.assert_close(cold, loss(scores * 4, targets, mask=mask, temperature=1.0))
+    assert cold != loss(scores, targets, mask=mask, temperature=1.0)
+    for wrong in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="temperature must be positive"):
+            loss(scores, targets, temperature=wrong)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_minimising_it_ranks_the_best_passage_first(name):
+    """A loss with a wrong sign, or inverted targets, fails here."""
+    targets = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
+    if name in ("info_nce", "approx_mrr", "bce"):
+        targets = (targets == 3).float()
+    scores = torch.tensor([[0.3, -0.3, 0.1, 0.0]], requires_grad=True)
+    optimizer = torch.optim.Adam([scores], lr=0.1)
+    first = None
+    for _ in range(100):
+        optimizer.zero_grad()
+        value = LOSSES[name].function(scores, targets)
+        first = value.item() if first is None else first
+        value.backward()
+        optimizer.step()
+    assert value < first
+    assert scores.argmax() == 1
+    if targets.max() == 3:
+        assert scores.argsort(descending=True).tolist() == [[1, 3, 2, 0]]
+
+
+@every_loss
+def test_wrong_input_is_named(loss):
+    scores, targets = torch.zeros(2, 3), torch.zeros(2, 3)
+    with pytest.raises(ValueError, match=r"scores \(2, 3\) and targets \(3,\)"):
+        loss(scores, targets[0])
+    with pytest.raises(ValueError, match=r"scores \(2, 3\) and mask \(2, 1\)"):
+        loss(scores, targets, mask=torch.ones(2, 1, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"mask must be boolean .* got torch.int64"):
+        loss(scores, targets, mask=torch.ones(2, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"scores must be \[\.\.\., list_size\]"):
+        loss(torch.tensor(1.0), torch.tensor(1.0))
+    with pytest.raises(ValueError, match="reduction must be 'mean', 'sum' or 'none', got 'avg'"):
+        loss(scores, targets, reduction="avg")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_signature_is_the_promised_one(name):
+    parameters = inspect.signature(LOSSES[name].function).parameters
+    assert list(parameters)[:3] == ["scores", "targets", "mask"]
+    assert parameters["mask"].default is None
+    assert parameters["reduction"].default == "mean"
+    keywords = [p for p in parameters.values() if p.name not in ("scores", "targets")]
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in keywords)
