@@ -38,7 +38,7 @@ def accumulate_gradients(
         targets = batch.targets[lists].to(model.device)
         loss_of = partial(_share, loss, targets, mask, len(batch))
         if padded_tokens(batch.pairs.lengths[rows]) <= token_budget:
-            value = loss_of(model(batch.pairs, rows))
+            value = loss_of(model(batch.pairs.select(rows)))
             scaler.scale(value).backward()
         else:
             value = _cached_backward(model, loss_of, batch, rows, token_budget, scaler)
@@ -67,14 +67,14 @@ def _cached_backward(
     with torch.no_grad():
         for chunk, place in zip(chunks, places, strict=True):
             states.append(_random_state(model.device))
-            scores[place] = model(batch.pairs, chunk)
+            scores[place] = model(batch.pairs.select(chunk))
     scores.requires_grad_()
     value = loss_of(scores)
     (gradient,) = torch.autograd.grad(scaler.scale(value), scores)
     # The second pass draws what the first drew, so that both end in the same random state.
     for chunk, place, state in zip(chunks, places, states, strict=True):
         _set_random_state(model.device, state)
-        model(batch.pairs, chunk).backward(gradient[place])
+        model(batch.pairs.select(chunk)).backward(gradient[place])
     return value
 
 

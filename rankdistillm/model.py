@@ -135,26 +135,31 @@ class CrossEncoder(nn.Module):
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         self.tokenizer.save_pretrained(folder)
 
-    def forward(self, pairs: PackedPairs, chosen: np.ndarray) -> Tensor:
-        """Scores of the chosen pairs, float32 ``[len(chosen)]``, in their order."""
-        positions, scores = zip(*self.score_chunks(pairs, chosen), strict=True)
-        restore = np.empty(len(chosen), dtype=np.int64)
-        restore[np.concatenate(positions)] = np.arange(len(chosen))
+    def forward(self, pairs: PackedPairs) -> Tensor:
+        """Scores of the pairs, float32 ``[len(pairs)]``."""
+        chunks, scores = zip(*self.score_chunks(pairs), strict=True)
+        restore = np.empty(len(pairs), dtype=np.int64)
+        restore[np.concatenate(chunks)] = np.arange(len(pairs))
         return torch.cat(scores)[torch.from_numpy(restore).to(self.device)]
 
-    def score_chunks(
-        self, pairs: PackedPairs, chosen: np.ndarray | None = None
-    ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Yield ``(positions in chosen, their scores)`` chunk by chunk, longest pairs first.
+    def score_chunks(self, pairs: PackedPairs) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yield ``(positions of some pairs, their scores)`` chunk by chunk, longest pairs first.
 
         Pairs of about the same length share a chunk, so that little is padded.
         """
-        chosen = np.arange(len(pairs)) if chosen is None else chosen
-        for chunk in plan_chunks(pairs.lengths[chosen], CHUNK_TOKENS):
+        device = self.device
+        # One look-up for all chunks: its gradient has the size of the vocabulary, and would be
+        # made anew for each chunk.
+        embedded = self.backbone.get_input_embeddings()(_to(pairs.tokens, device))
+        for chunk in plan_chunks(pairs.lengths, CHUNK_TOKENS):
+            places, mask = pairs.rectangle(chunk)
+            inputs = {"attention_mask": _to(mask, device)}
+            if pairs.types is not None:
+                inputs["token_type_ids"] = _to(pairs.types[places], device)
             with torch.autocast(
-                self.device.type, self.autocast_dtype, enabled=self.autocast_dtype != torch.float32
+                device.type, self.autocast_dtype, enabled=self.autocast_dtype != torch.float32
             ):
-                states = self.backbone(**pairs.padded(chosen[chunk], self.device))
+                states = self.backbone(inputs_embeds=embedded[_to(places, device)], **inputs)
             # Outside autocast: scores are float32 whatever the encoder computes in.
             yield chunk, self.linear(states.last_hidden_state[:, 0].float()).squeeze(-1)
 
@@ -211,6 +216,10 @@ def locate(path: str) -> str:
             f"({sha256[:12]}…); install the package {package.replace('_', '-')} again"
         )
     return str(folder)
+
+
+def _to(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)
 
 
 def _saved_head(source: str) -> Tensor | None:

@@ -1,7 +1,7 @@
 """Each distinct text is tokenised once; pairs are packed from the parts and the special tokens.
 
 Shapes: a `PackedPairs` holds the tokens of all its pairs end to end in one flat array, pair i at
-``[offsets[i], offsets[i + 1])``; only `PackedPairs.padded` makes rectangles of them.
+the place where pairs 0 to i - 1 end; only `PackedPairs.rectangle` pads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 TEXTS_AT_ONCE = 10_000
@@ -71,7 +69,6 @@ class PairTemplate:
     query_type: int
     doc_type: int
     has_types: bool
-    pad_id: int
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> "PairTemplate":
@@ -94,7 +91,6 @@ class PairTemplate:
             query_type=int(types[query[0]]),
             doc_type=int(types[doc[0]]),
             has_types=has_types,
-            pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         )
 
     def pack(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> "PackedPairs":
@@ -119,7 +115,6 @@ class PairTemplate:
             np.concatenate(tokens),
             np.concatenate(types) if self.has_types else None,
             np.array(lengths, dtype=np.int64),
-            self.pad_id,
         )
 
 
@@ -130,29 +125,29 @@ class PackedPairs:
     tokens: np.ndarray
     types: np.ndarray | None
     lengths: np.ndarray
-    pad_id: int
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def padded(self, chosen: np.ndarray, device: torch.device) -> dict[str, Tensor]:
-        """The model inputs of the chosen pairs, ``[len(chosen), longest]``, padded on the right."""
+    def select(self, chosen: np.ndarray) -> "PackedPairs":
+        """The chosen pairs, packed alike."""
+        lengths = self.lengths[chosen]
+        shift = (np.cumsum(self.lengths) - self.lengths)[chosen] - (np.cumsum(lengths) - lengths)
+        source = np.arange(lengths.sum()) + np.repeat(shift, lengths)
+        types = None if self.types is None else self.types[source]
+        return PackedPairs(self.tokens[source], types, lengths)
+
+    def rectangle(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places in ``tokens`` of the chosen pairs, padded on the right to the longest of them.
+
+        Returns (places, mask), both ``[len(chosen), longest]``; mask is True for a real token, and
+        the place of a padding is 0, any token being as good as another there.
+        """
         lengths = self.lengths[chosen]
         starts = (np.cumsum(self.lengths) - self.lengths)[chosen]
         columns = np.arange(lengths.max())
         mask = columns < lengths[:, None]
-        # Padding reads some other token of the pack, and is overwritten at once.
-        source = np.where(mask, starts[:, None] + columns, 0)
-        inputs = {
-            "input_ids": np.where(mask, self.tokens[source], self.pad_id),
-            "attention_mask": mask.astype(np.int64),
-        }
-        if self.types is not None:
-            inputs["token_type_ids"] = np.where(mask, self.types[source], 0)
-        return {
-            name: torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)
-            for name, array in inputs.items()
-        }
+        return np.where(mask, starts[:, None] + columns, 0), mask
 
 
 def plan_chunks(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:

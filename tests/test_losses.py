@@ -207,6 +207,23 @@ def random_list(seed, kind="graded"):
     return torch.from_numpy(scores), torch.from_numpy(targets)
 
 
+def test_ranknet_is_exact_far_out():
+    """torch's softplus is linear from 20 on."""
+    for margin in (-30.0, -20.5, 20.5, 30.0):
+        expected = max(-margin, 0) + math.log1p(math.exp(-abs(margin)))
+        ours = ranknet_loss(double(margin, 0), double(1, 0)).item()
+        assert ours == pytest.approx(expected, rel=1e-14, abs=1e-20)
+
+
+@pytest.mark.parametrize(
+    "loss", [info_nce_loss, approx_mrr_loss, partial(lambda_loss, weighting="mrr")]
+)
+def test_any_target_above_zero_is_relevant(loss):
+    expected = loss(SCORES, double(0, 1, 1))
+    assert expected > 0
+    assert loss(SCORES, double(-0.1, 0.1, 3)) == expected
+
+
 SEEDS = pytest.mark.parametrize("seed", range(5))
 
 
@@ -278,12 +295,14 @@ def test_pearson_is_scipys(seed):
     assert pearson_loss(scores, targets).item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_pearson_of_equal_scores_is_one_and_points_to_the_targets():
-    scores = torch.full((3,), 0.1, requires_grad=True)
-    loss = pearson_loss(scores, torch.tensor([3.0, 2.0, 1.0]))
+@pytest.mark.parametrize("size", range(2, 30))
+def test_pearson_of_equal_scores_is_one_and_points_to_the_targets(size):
+    """The mean of some equal numbers is not quite that number: no correlating rounding errors."""
+    scores = torch.full((size,), 0.1, requires_grad=True)
+    loss = pearson_loss(scores, -torch.arange(size))
     (gradient,) = torch.autograd.grad(loss, scores)
     assert loss.item() == pytest.approx(1, abs=1e-6)
-    assert gradient[0] < 0 < gradient[2]
+    assert -1 < gradient[0] < 0 < gradient[-1] < 1
 
 
 @SEEDS
@@ -456,6 +475,18 @@ def test_lambda_settings_matter():
     base = lambda_loss(scores, targets)
     for settings in ({"mu": 1.0}, {"gain": "linear"}, {"k": 2}, {"temperature": 2.0}):
         assert lambda_loss(scores, targets, **settings) != base
+
+
+def test_lambda_ranks_tied_scores_the_worst_target_first():
+    """The relevant passage is at rank 4; the other three share ranks 1 to 3, i.e. 2."""
+    ours = lambda_loss(double(0, 0, 0, 0), double(0, 1, 0, 0), weighting="mrr")
+    assert ours.item() == pytest.approx((1 / 2 - 1 / 4) * LOG(2), abs=1e-12)
+
+
+@pytest.mark.parametrize("weighting", ["ndcg1", "ndcg2", "ndcg2++", "lambdarank", "mrr"])
+def test_lambda_takes_negative_targets_for_zero(weighting):
+    ours = lambda_loss(SCORES, double(2, -2, -1), weighting=weighting)
+    assert ours == lambda_loss(SCORES, double(2, 0, 0), weighting=weighting) > 0
 
 
 @pytest.mark.parametrize("weighting", ["ndcg1", "ndcg2", "ndcg2++", "lambdarank", "mrr"])

@@ -137,8 +137,9 @@ def test_order_of_the_passages_does_not_matter(loss, kind):
     scores, targets, mask = make_scores(LISTS, SIZE), make_targets(kind, LISTS, SIZE), make_mask()
     # Tied scores too: nobody's place in the input may break the tie.
     tied = scores.detach().round().requires_grad_()
+    flat = torch.zeros_like(scores).requires_grad_()
     order = torch.randperm(SIZE, generator=torch.Generator().manual_seed(3))
-    for student in (scores, tied):
+    for student in (scores, tied, flat):
         value = loss(student, targets, mask=mask, reduction="none")
         moved = student.detach()[:, order].requires_grad_()
         moved_value = loss(moved, targets[:, order], mask=mask[:, order], reduction="none")
@@ -307,6 +308,19 @@ def test_a_hopeless_pair_has_a_gradient_where_a_clamped_sigmoid_has_none(name):
     assert value > 0.1
     if name not in saturating:
         assert gradient[0] < 0 < gradient[1]
+
+
+@every_loss
+def test_offset_of_the_scores_does_not_matter_to_a_ranking(loss):
+    # Multiples of 1/64: the offset itself costs no precision, in float32 either.
+    scores = (make_scores(LISTS, SIZE).detach() * 64).round().float() / 64
+    targets, mask = make_targets("graded", LISTS, SIZE), make_mask()
+    value = loss(scores, targets, mask=mask, reduction="none")
+    moved = loss(scores + 2**14, targets, mask=mask, reduction="none")
+    if loss.func in POINTWISE:
+        assert (moved[:4] != value[:4]).all()
+    else:
+        torch.testing.assert_close(moved, value, rtol=1e-4, atol=1e-5)
 
 
 def has_temperature(variant):

@@ -85,11 +85,11 @@ def consumed_by(loss: Callable[..., Tensor]) -> frozenset[Consumes]:
 
 
 def _unwrap(loss: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-    settings: dict[str, Any] = {}
-    while isinstance(loss, partial | RankingLoss):
-        # What was set last, i.e. further out, holds.
-        if isinstance(loss, partial):
-            loss, settings = loss.func, {**loss.keywords, **settings}
-        else:
-            loss, settings = loss.function, {**loss.kwargs, **settings}
-    return loss, settings
+    """The function inside partials and modules, and its settings: what is further out holds."""
+    if isinstance(loss, partial):
+        function, settings = _unwrap(loss.func)
+        return function, settings | loss.keywords
+    if isinstance(loss, RankingLoss):
+        function, settings = _unwrap(loss.function)
+        return function, settings | loss.kwargs
+    return loss, {}

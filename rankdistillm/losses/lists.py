@@ -85,6 +85,15 @@ def average(values: Tensor, mask: Tensor) -> Tensor:
     return total / mask.sum(-1).clamp(min=1)
 
 
+def centre(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` less their mean, which gets no gradient; zero at masked positions.
+
+    For losses that do not depend on the offset of the scores, but whose rounding errors do.
+    """
+    mean = average(values, mask).detach().unsqueeze(-1)
+    return (values - mean).masked_fill(~mask, 0)
+
+
 def zero_unless(comparable: Tensor, values: Tensor) -> Tensor:
     """`values` `[...]`, with a zero that stays in the graph where a list has nothing to compare."""
     return torch.where(comparable, values, 0)

@@ -9,6 +9,7 @@ from torch.nn.functional import logsigmoid
 from .lists import (
     Reduction,
     average,
+    centre,
     fill_masked,
     has_order,
     prepare,
@@ -68,8 +69,9 @@ def info_nce_loss(
     """
     lists = prepare(scores, targets, mask, temperature=temperature)
     relevant = lists.targets > 0
-    others = fill_masked(lists.scores, lists.mask & ~relevant).logsumexp(-1, keepdim=True)
-    return reduce_lists(average(-logsigmoid(lists.scores - others), relevant), reduction)
+    scores = centre(lists.scores, lists.mask)
+    others = fill_masked(scores, lists.mask & ~relevant).logsumexp(-1, keepdim=True)
+    return reduce_lists(average(-logsigmoid(scores - others), relevant), reduction)
 
 
 def kl_loss(
@@ -197,7 +199,8 @@ def pearson_loss(
 
 def _unit_vector(values: Tensor, mask: Tensor) -> Tensor:
     """Values less their mean, at length one; only centred (near zero) if they are all equal."""
-    centred = (values - average(values, mask).unsqueeze(-1)).masked_fill(~mask, 0)
+    # A gradient through the mean would add nothing: the centred values sum to zero.
+    centred = centre(values, mask)
     squares = centred.square().sum(-1, keepdim=True)
     # The length of equal values is zero or a rounding error: dividing by either would explode.
     varied = has_order(values, mask).unsqueeze(-1) & (squares > 0)

@@ -8,7 +8,7 @@ from torch import Tensor
 from .gains import Gain, ideal_dcg, rank_discounts, relative_gains
 from .lists import (
     Reduction,
-    average,
+    centre,
     differences,
     fill_masked,
     has_order,
@@ -24,8 +24,7 @@ def neural_sort(scores: Tensor, mask: Tensor, sinkhorn_iterations: int) -> Tenso
     NeuralSort (Grover et al., ICLR 2019) makes the rows sum to one, Sinkhorn scaling the columns
     too. A list of m passages uses m rows and the m columns of its passages; the rest is zero.
     """
-    # The sort does not depend on the offset of the scores, its rounding errors do.
-    scores = scores - average(scores, mask).detach().unsqueeze(-1)
+    scores = centre(scores, mask)
     size = mask.sum(-1, keepdim=True)
     rank = torch.arange(1, scores.shape[-1] + 1, device=scores.device)
     distances = torch.where(mask.unsqueeze(-2), differences(scores).abs(), 0).sum(-1)

@@ -31,8 +31,7 @@ def mean_over_pairs(
     Shapes: scores `[..., n]`; pairs, weights and what `cost` takes and gives `[..., n, n]`;
     the result `[...]`, zero for a list without pairs.
     """
-    # Zero, not the real difference, outside the pairs: no cost can overflow there.
-    costs = cost(differences(scores).masked_fill(~pairs, 0))
+    costs = cost(differences(scores))
     if weights is not None:
         costs = costs * weights
     return average(costs.flatten(-2), pairs.flatten(-2))
