@@ -1,0 +1,145 @@
+"""Tiny random models with a real tokeniser, made on the spot; the commands run in this process."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from rankdistillm.cli import PACKAGE
+from rankdistillm.texts import read_texts
+
+SIZES = dict(
+    hidden_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=320,
+)
+ARCHITECTURES = ("bert", "electra", "roberta", "modernbert", "deberta")
+
+
+def words() -> list[str]:
+    texts = read_texts(PACKAGE / "mini" / "docs.tsv", "doc")
+    return sorted({word for text in texts.values() for word in text.lower().split()})[:3000]
+
+
+def tokenizer_for(architecture: str) -> transformers.PreTrainedTokenizerFast:
+    """Words of the embedded collection; special tokens as the architecture has them."""
+    bos, sep = ("<s>", "</s>") if architecture == "roberta" else ("[CLS]", "[SEP]")
+    vocabulary = ["[PAD]", "[UNK]", bos, sep, *"abcdefghijklmnopqrstuvwxyz"]
+    vocabulary += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + words()
+    ids = {word: i for i, word in enumerate(dict.fromkeys(vocabulary))}
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    middle = f"{sep} {sep}" if architecture == "roberta" else sep
+    second = ":0" if architecture in ("roberta", "modernbert") else ":1"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A {sep}",
+        pair=f"{bos} $A {middle} $B{second} {sep}{second}",
+        special_tokens=[(bos, ids[bos]), (sep, ids[sep])],
+    )
+    inputs = ["input_ids", "attention_mask"]
+    if architecture in ("bert", "electra", "deberta"):
+        inputs.insert(1, "token_type_ids")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token=bos,
+        sep_token=sep,
+        model_input_names=inputs,
+    )
+
+
+def config_for(architecture: str, vocab_size: int) -> transformers.PretrainedConfig:
+    # A wide spread, so that different texts get clearly different scores.
+    sizes = dict(SIZES, vocab_size=vocab_size, pad_token_id=0, initializer_range=0.3)
+    if architecture == "bert":
+        return transformers.BertConfig(**sizes)
+    if architecture == "electra":
+        return transformers.ElectraConfig(**sizes, embedding_size=8)
+    if architecture == "roberta":
+        return transformers.RobertaConfig(**sizes, type_vocab_size=1)
+    if architecture == "modernbert":
+        return transformers.ModernBertConfig(
+            **sizes, local_attention=32, global_attn_every_n_layers=2
+        )
+    return transformers.DebertaV2Config(
+        **sizes,
+        relative_attention=True,
+        position_buckets=32,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        type_vocab_size=0,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny random encoder of that architecture."""
+    made: dict[str, Path] = {}
+
+    def make(architecture: str) -> Path:
+        if architecture not in made:
+            folder = tmp_path_factory.mktemp(architecture)
+            tokenizer = tokenizer_for(architecture)
+            torch.manual_seed(7)
+            model = transformers.AutoModel.from_config(config_for(architecture, len(tokenizer)))
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            made[architecture] = folder
+        return made[architecture]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tiny_models: Callable[[str], Path]) -> Path:
+    return tiny_models("bert")
+
+
+class Command:
+    """What a command printed and how it ended."""
+
+    def __init__(self, status: object, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Command]:
+    """Run ``python -m rankdistillm.MODULE ARGUMENTS`` in this process, in an empty folder.
+
+    `test_cli.py` runs the same in a process of its own.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def run(module: str, *arguments: object) -> Command:
+        main = __import__(f"rankdistillm.{module}", fromlist=["main"]).main
+        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        capfd.readouterr()
+        status: object = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            status = exit_.code
+            if isinstance(status, str):  # what the interpreter would print
+                print(status, file=sys.stderr)
+        finally:
+            monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        return Command(status, *capfd.readouterr())
+
+    return run

