@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rankdistillm.errors import InputError
-from rankdistillm.qrels import Qrels, read_qrels
+from rankdistillm.qrels import Qrels, check_overlap, read_qrels
 from rankdistillm.runs import Run
 from rankdistillm.sampling import SINGLE_RELEVANT, sample
 from rankdistillm.targets import make_targets, transform_targets
@@ -195,6 +195,11 @@ def read_training_run(config: Mapping[str, Any], seed: int) -> tuple[Run, Qrels]
 
     ``depth`` counts in ``first_stage`` where that is given, else in the run itself.
     """
+    if config["run"] is None:
+        raise InputError(
+            "data.train.run is not set; add data.train.run=FILE_OR_IR_DATASETS_ID to the command "
+            "line, or take the embedded collection with data=mini"
+        )
     run = Run.read(config["run"])
     if config["depth"] is not None:
         if config["first_stage"]:
@@ -203,9 +208,6 @@ def read_training_run(config: Mapping[str, Any], seed: int) -> tuple[Run, Qrels]
             run = run.truncate(config["depth"])
     run = run.sample_queries(config["num_queries"], seed)
     qrels = read_qrels(config["qrels"]) if config["qrels"] else {}
-    if qrels and not any(query_id in qrels for query_id in run):
-        raise InputError(
-            f"{config['qrels']}: judges none of the queries of {run.source} (for example "
-            f"{next(iter(qrels))} there, {next(iter(run))} here); give the qrels of these queries"
-        )
+    if qrels:
+        check_overlap(run, qrels, config["qrels"])
     return run, qrels

@@ -4,7 +4,7 @@ import gzip
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -69,7 +69,8 @@ def replacing(path: Path) -> Iterator[Path]:
             f"{path}: cannot be written ({error.strerror or error}); choose another place"
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder itself could not be made
+            beside.unlink(missing_ok=True)
 
 
 def load_ir_dataset(identifier: str, what: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rankdistillm.errors import InputError
-from rankdistillm.qrels import Qrels
+from rankdistillm.qrels import Qrels, check_overlap
 from rankdistillm.runs import RankedList, Run
 
 log = logging.getLogger(__name__)
@@ -48,13 +48,8 @@ def evaluate_run(run: Run, qrels: Qrels, metrics: Sequence[str]) -> Figures:
 
     Raises `InputError` for a metric that ranx does not know and for judgements of other queries.
     """
+    check_overlap(run, qrels)
     shared = [query_id for query_id in qrels if query_id in run]
-    if not shared:
-        raise InputError(
-            f"{run.source}: the judgements are of other queries (for example "
-            f"{next(iter(qrels), 'none')} there, {next(iter(run), 'none')} here); give the qrels "
-            "of this run's queries"
-        )
     values = _ranx(
         {q: {d: max(0, relevance) for d, relevance in qrels[q].items()} for q in shared},
         {q: _without_ties(run[q]) for q in shared},

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rankdistillm.errors import InputError
 from rankdistillm.files import load_ir_dataset, numbered_lines
+from rankdistillm.runs import Run
 
 Qrels = dict[str, dict[str, int]]
 
@@ -44,3 +45,14 @@ def read_qrels(source: str | Path) -> Qrels:
                 "correct the line"
             ) from error
     return qrels
+
+
+def check_overlap(run: Run, qrels: Qrels, source: str | Path = "the judgements") -> None:
+    """Raise `InputError` where none of the run's queries is judged."""
+    if any(query_id in qrels for query_id in run):
+        return
+    raise InputError(
+        f"{source}: judges none of the queries of {run.source} (for example "
+        f"{next(iter(qrels), 'none')} there, {next(iter(run), 'none')} here); give the qrels of "
+        "these queries"
+    )

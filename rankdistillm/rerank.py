@@ -153,7 +153,7 @@ def rerank(config: DictConfig) -> None:
     queries, docs = texts_of_run(run, config.data.queries, config.data.docs)
     reranker = Reranker.from_pretrained(
         config.model.path,
-        device=config.device,
+        device=None if config.device == "auto" else config.device,
         precision=config.precision,
         query_length=config.model.query_length,
         doc_length=config.model.doc_length,

@@ -153,6 +153,9 @@ def _positions(found: list[str], where: str) -> dict[str, int]:
 
 
 def _row(line: int, record: Mapping[str, Any], where: str) -> Row:
+    for name in ("query_id", "doc_id"):
+        if record[name] is None:
+            raise InputError(f"{where}: the {name} has no value; give one")
     rank, score = record.get("rank"), record.get("score")
     if rank is None and score is None:
         raise InputError(f"{where}: neither rank nor score has a value; give one of them")
@@ -170,18 +173,23 @@ def _row(line: int, record: Mapping[str, Any], where: str) -> Row:
 
 def _rank(value: Any, where: str) -> int:
     try:
-        return int(value)
-    except ValueError as error:
+        rank = int(value)
+        if not isinstance(value, str) and rank != value:  # int() would cut 2.5 to 2
+            raise ValueError
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{where}: the rank {value!r} is not a whole number; correct the line"
         ) from error
+    return rank
 
 
 def _score(value: Any, where: str) -> float:
     try:
         score = float(value)
-    except ValueError as error:
-        raise InputError(f"{where}: the score {value!r} is not a number; correct the line") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{where}: the score {value!r} is not a number; correct the line"
+        ) from error
     if not math.isfinite(score):
         raise InputError(f"{where}: the score {value!r} is not finite; correct the line")
     return score

@@ -52,8 +52,8 @@ def train(config: DictConfig) -> float | None:
     output = _make_output_folder(config)
     run, qrels = read_training_run(config.data.train, config.seed)
     queries, docs = texts_of_run(run, config.data.queries, config.data.docs)
-    validation = JudgedRun.read(config.data.validation)
-    test = JudgedRun.read(config.data.test)
+    validation = JudgedRun.read("validation", config.data.validation)
+    test = JudgedRun.read("test", config.data.test)
 
     # ---- prepare
     torch.manual_seed(config.seed)

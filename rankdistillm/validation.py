@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from rankdistillm.errors import InputError
 from rankdistillm.metrics import Figures, evaluate_run
 from rankdistillm.model import CrossEncoder
-from rankdistillm.qrels import Qrels, read_qrels
+from rankdistillm.qrels import Qrels, check_overlap, read_qrels
 from rankdistillm.rerank import Reranker
 from rankdistillm.runs import Run
 from rankdistillm.texts import texts_of_run
@@ -23,21 +25,21 @@ class JudgedRun:
     docs: Mapping[str, str]
 
     @classmethod
-    def read(cls, config: Mapping) -> "JudgedRun | None":
-        """Read what ``data.validation`` or ``data.test`` names; None where it names no run."""
+    def read(cls, name: str, config: Mapping[str, Any]) -> "JudgedRun | None":
+        """Read what ``data.NAME`` (validation or test) holds; None where it names no run."""
         if config["run"] is None:
             return None
+        if config["qrels"] is None:
+            raise InputError(
+                f"data.{name}.run is set but data.{name}.qrels is not; give the judgements of "
+                "these queries"
+            )
         run = Run.read(config["run"]).truncate(config["depth"])
         queries, docs = texts_of_run(run, config["queries"], config["docs"])
+        teacher = Run.read(config["teacher"]) if config["teacher"] else None
         qrels = read_qrels(config["qrels"])
-        judged = cls(
-            run,
-            Run.read(config["teacher"]) if config["teacher"] else None,
-            qrels,
-            queries,
-            docs,
-        )
-        return judged
+        check_overlap(run, qrels, config["qrels"])
+        return cls(run, teacher, qrels, queries, docs)
 
     @property
     def name(self) -> str:

@@ -26,8 +26,8 @@ FIRST_STAGES = ("bm25", "bm25-rm3", "splade-pp-ed", "tas-b", "openai-ada2")
 HELD_OUT = 60  # queries of the pre-fine-tuning data that choose the best epoch
 METRIC = "ndcg@10"
 
-PREFINETUNE = "epochs=1 data.train.list_size=16 queries_per_step=8 optim.learning_rate=1e-4"
-DISTILL = "epochs=3 queries_per_step=8 optim.learning_rate=1e-4 data.train.sampling=random"
+PREFINETUNE = "epochs=2 queries_per_step=8 optim.learning_rate=1e-4"
+DISTILL = "epochs=3 queries_per_step=8 optim.learning_rate=2e-4 data.train.sampling=random data.train.list_size=16"
 STUDENTS = {
     "stage 1 only": (True, None),
     "stage 2 only, RankNet": (False, "ranknet"),

@@ -1,0 +1,58 @@
+"""Every combination of config groups composes, and every file opens with its launch command."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from rankdistillm.cli import CONFIGS
+from rankdistillm.losses import LOSSES, consumed_by
+
+
+def names(group):
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def configs():
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        yield
+
+
+@pytest.mark.parametrize(("stage", "data"), product(names("stage"), names("data")))
+def test_every_combination_composes(stage, data):
+    for model, loss in product(names("model"), names("loss")):
+        config = compose(
+            "train",
+            [f"+stage={stage}", f"data={data}", f"model={model}", f"loss={loss}", "output=out"],
+        )
+        assert config.stage == stage
+        assert config.model.query_length == 32
+        chosen = compose("train", [f"loss={loss}"]).loss
+        assert config.loss == chosen  # no stage leaks its settings into a loss
+
+
+def test_stages_choose_a_loss_and_the_command_line_wins():
+    for stage, loss in (("prefinetune", "info_nce"), ("distill", "ranknet")):
+        target = compose("train", [f"+stage={stage}"]).loss._target_
+        assert target == f"rankdistillm.losses.{loss}_loss"
+    config = compose("train", ["+stage=prefinetune", "epochs=7", "data.train.list_size=5"])
+    assert (config.epochs, config.data.train.list_size) == (7, 5)
+
+
+def test_there_is_a_config_of_every_loss_that_makes_it():
+    for name, loss in LOSSES.items():
+        made = instantiate(compose("train", [f"loss={name}"]).loss)
+        assert made.func is loss.function
+        assert consumed_by(made) == {loss.consumes}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_config_opens_with_its_command(path: Path):
+    lines = path.read_text().splitlines()
+    assert any(line.startswith("# python -m rankdistillm.") for line in lines[:2])
+    if path.parent != CONFIGS and path.parent.name != "loss":
+        command = next(line for line in lines[:2] if "python" in line)
+        assert f"{path.parent.name}={path.stem}" in command

@@ -1,0 +1,95 @@
+import pytest
+import torch
+from test_data import make
+from torch.amp import GradScaler
+
+from rankdistillm import model as model_module
+from rankdistillm import tokens as tokens_module
+from rankdistillm.gradients import accumulate_gradients
+from rankdistillm.losses import adr_mse_loss, info_nce_loss, ranknet_loss
+from rankdistillm.model import CrossEncoder
+
+
+def load(path, **options):
+    torch.manual_seed(3)
+    return CrossEncoder.from_pretrained(path, **{"precision": "fp32", "dropout": 0.0, **options}).train()
+
+
+def gradients(model, loss, batch, budget, scaler=None):
+    model.zero_grad()
+    torch.manual_seed(11)
+    value = accumulate_gradients(
+        model, loss, batch, token_budget=budget, scaler=scaler or GradScaler("cpu", enabled=False)
+    )
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return value, found, torch.get_rng_state()
+
+
+@pytest.fixture
+def batch():
+    return make(sizes=(6, 3, 6, 2, 6), per_step=5, epochs=1, list_size=6).batch(0)
+
+
+@pytest.mark.parametrize("loss", [ranknet_loss, adr_mse_loss])
+@pytest.mark.parametrize("budget", [1, 25, 60, 120])
+def test_any_split_gives_the_gradient_of_the_whole_step(loss, budget, batch, tiny_bert):
+    model = load(tiny_bert)
+    value, expected, _ = gradients(model, loss, batch, 10**6)
+    split_value, found, _ = gradients(model, loss, batch, budget)
+    torch.testing.assert_close(split_value, value, rtol=1e-6, atol=1e-7)
+    assert found.keys() == expected.keys()
+    largest = max(g.abs().max() for g in expected.values())
+    for name in expected:
+        difference = (found[name] - expected[name]).abs().max()
+        assert difference <= 1e-5 * largest, name
+
+
+def test_the_whole_step_is_the_mean_over_lists(batch, tiny_bert):
+    model = load(tiny_bert)
+    value, _, _ = gradients(model, ranknet_loss, batch, 10**6)
+    scores = torch.zeros(batch.mask.shape).masked_scatter(batch.mask, model(batch.pairs))
+    assert value == pytest.approx(
+        ranknet_loss(scores, batch.targets, mask=batch.mask).item()
+    )
+
+
+def test_gradient_caching_draws_the_same_dropout_twice(tiny_bert, monkeypatch):
+    # With chunks as large as the budget the one graph and the cached one cut the list alike, and
+    # so draw the same random numbers in the same order.
+    for module in (model_module, tokens_module):
+        monkeypatch.setattr(module, "CHUNK_TOKENS", 24)
+    one_list = make(sizes=(6,), per_step=1, epochs=1, list_size=6).batch(0)
+    model = load(tiny_bert, dropout=0.3)
+    value, expected, random_state = gradients(model, ranknet_loss, one_list, 10**6)
+    cached_value, found, cached_state = gradients(model, ranknet_loss, one_list, 24)
+    assert torch.equal(cached_value, value)
+    assert torch.equal(cached_state, random_state)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-7)
+    _, without, _ = gradients(load(tiny_bert), ranknet_loss, one_list, 24)
+    assert any(not torch.allclose(without[n], expected[n], rtol=1e-2) for n in expected)
+
+
+@pytest.mark.parametrize("budget", [25, 10**6])
+def test_the_scaler_multiplies_the_gradients(budget, batch, tiny_bert):
+    model = load(tiny_bert)
+    value, plain, _ = gradients(model, ranknet_loss, batch, budget)
+    scaled_value, scaled, _ = gradients(
+        model, ranknet_loss, batch, budget, GradScaler("cpu", init_scale=8.0)
+    )
+    assert torch.equal(value, scaled_value)
+    for name in plain:
+        torch.testing.assert_close(scaled[name], 8 * plain[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_list_with_nothing_to_learn_still_counts_in_the_mean(tiny_bert):
+    qrels = {"q0": {"d0_1": 1}}
+    data = make(sizes=(4, 4), qrels=qrels, per_step=2, epochs=1, targets="relevance")
+    batch = data.batch(0)
+    model = load(tiny_bert)
+    value, _, _ = gradients(model, info_nce_loss, batch, 10**6)
+    useful = batch.query_ids.index("q0")
+    scores = model(batch.pairs).view(2, 4)[useful]
+    assert float(value) == pytest.approx(
+        info_nce_loss(scores, batch.targets[useful]).item() / 2
+    )

@@ -1,0 +1,134 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from rankdistillm.rerank import Reranker
+from rankdistillm.runs import Run
+
+DOCS = {
+    "a": "Bread rises because yeast makes gas.",
+    "b": "The tide follows the Moon.",
+    "c": "Owls fly without noise.",
+}
+QUERIES = {"q1": "why do tides turn", "q2": "how is bread made"}
+
+
+@pytest.fixture
+def student(tiny_bert, tmp_path):
+    torch.manual_seed(3)
+    reranker = Reranker.from_pretrained(tiny_bert, precision="fp32")
+    (tmp_path / "student").mkdir()
+    reranker.model.save_pretrained(tmp_path / "student")
+    return tmp_path / "student"
+
+
+@pytest.fixture
+def reranker(student):
+    return Reranker.from_pretrained(student, precision="fp32")
+
+
+def test_score_is_float32_in_the_order_of_the_passages(reranker):
+    docs = list(DOCS.values())
+    scores = reranker.score(QUERIES["q1"], docs)
+    assert scores.dtype == np.float32
+    assert scores.shape == (3,)
+    assert reranker.score(QUERIES["q1"], docs[::-1]) == pytest.approx(scores[::-1], abs=1e-6)
+    assert len(reranker.score("q", [])) == 0
+
+
+def test_rank_is_best_first(reranker):
+    docs = list(DOCS.values())
+    scores = reranker.score(QUERIES["q1"], docs)
+    ranked = reranker.rank(QUERIES["q1"], docs)
+    assert [r.rank for r in ranked] == [1, 2, 3]
+    assert [r.index for r in ranked] == np.argsort(-scores).tolist()
+    assert [r.doc for r in ranked] == [docs[r.index] for r in ranked]
+    assert reranker.rank(QUERIES["q1"], docs, depth=1) == ranked[:1]
+
+
+def test_rerank_orders_each_list_by_its_own_scores(reranker):
+    run = Run.from_scores({q: {d: -i for i, d in enumerate("abc")} for q in QUERIES})
+    reranked = reranker.rerank(run, QUERIES, DOCS, progress=False)
+    for query_id in run:
+        scores = reranker.score(QUERIES[query_id], [DOCS[d] for d in reranked[query_id].doc_ids])
+        assert reranked[query_id].scores == pytest.approx(scores, abs=1e-6)
+        assert (np.diff(reranked[query_id].scores) <= 0).all()
+    assert reranker.rerank(run, QUERIES, DOCS, depth=2, progress=False)["q1"].doc_ids in (
+        ("a", "b"),
+        ("b", "a"),
+    )
+
+
+def test_training_mode_is_left_as_it_was(reranker):
+    reranker.model.train()
+    reranker.score("q", ["d"])
+    assert reranker.model.training
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "docs.tsv").write_text("".join(f"{i}\t{t}\n" for i, t in DOCS.items()))
+    (tmp_path / "queries.tsv").write_text("".join(f"{i}\t{t}\n" for i, t in QUERIES.items()))
+    (tmp_path / "first.run").write_text(
+        "".join(f"{q} Q0 {d} {r} {-r} bm25\n" for q in QUERIES for r, d in enumerate("abc", 1))
+    )
+    return ["data=local", "data.docs=docs.tsv", "data.queries=queries.tsv", "run=first.run"]
+
+
+@pytest.mark.parametrize("output", ["new/out.run", "out.jsonl", "out.parquet", "out.run.gz"])
+def test_command_writes_the_run_that_the_class_makes(output, command, student, files, tmp_path):
+    result = command("rerank", f"model.path={student}", *files, f"output={output}", "precision=fp32")
+    assert result.status == 0, result.err
+    expected = Reranker.from_pretrained(student, precision="fp32").rerank(
+        Run.read(tmp_path / "first.run"), QUERIES, DOCS, progress=False
+    )
+    found = Run.read(tmp_path / output)
+    assert list(found) == list(expected)
+    for query_id in expected:
+        assert found[query_id].doc_ids == expected[query_id].doc_ids
+        assert np.array_equal(found[query_id].scores, expected[query_id].scores)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run=null", "output=o.run"], "run is not set; add run=FILE"),
+        (["output=null"], "output is not set; add output=FILE"),
+        (["output=/dev/null/o.run"], "/dev/null/o.run: cannot be written"),
+        (["output=o.run", "data.docs=null"], "first.run, line 1: the doc_id a has no text"),
+        (["output=o.run", "model.path=nowhere"], "model.path=nowhere: no model could be loaded"),
+    ],
+)
+def test_bad_input_ends_in_one_line(arguments, said, command, student, files, tmp_path):
+    result = command("rerank", f"model.path={student}", *files, *arguments)
+    assert result.status != 0
+    assert result.err.strip().splitlines()[-1].startswith("error: ")
+    assert said in result.err
+    assert "Traceback" not in result.err
+    assert not (tmp_path / "o.run").exists()
+
+
+def test_unknown_ids_name_the_line_of_the_run(command, student, files, tmp_path):
+    with open("first.run", "a") as run:
+        run.write("q2 Q0 zz 4 -4 bm25\n")
+    result = command("rerank", f"model.path={student}", *files, "output=o.run")
+    assert "error: first.run, line 7: the doc_id zz has no text in docs.tsv" in result.err
+    (tmp_path / "queries.tsv").write_text("q1\tonly one\n")
+    result = command("rerank", f"model.path={student}", *files, "output=o.run")
+    assert "error: first.run, line 4: the query_id q2 has no text in queries.tsv" in result.err
+
+
+def test_texts_may_come_with_the_run(command, student, tmp_path, caplog):
+    caplog.set_level(logging.ERROR)
+    rows = [
+        f'{{"qid": "q1", "docno": "{d}", "score": 1.5, "query": "tides", "text": "{t}"}}\n'
+        for d, t in DOCS.items()
+    ]
+    (tmp_path / "first.jsonl").write_text("".join(rows))
+    result = command(
+        "rerank", f"model.path={student}", "data=local", "run=first.jsonl", "output=o.run"
+    )
+    assert result.status == 0, result.err
+    assert set(Run.read("o.run")["q1"].doc_ids) == set(DOCS)

@@ -1,0 +1,327 @@
+"""Runs: every format in and out, sub-sampling, and each kind of bad input with file and line."""
+
+import gzip
+import json
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from rankdistillm.errors import InputError
+from rankdistillm.runs import RankedList, Run
+
+TREC = "q1 Q0 d1 1 3.5 tag\nq1 Q0 d2 2 2.5 tag\nq2 Q0 d3 1 0.1 tag\n"
+SUFFIXES = ["run", "txt", "tsv", "run.gz", "jsonl", "jsonl.gz", "json", "parquet"]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="some.run"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def listed(run):
+    return {query_id: list(ranked.doc_ids) for query_id, ranked in run.items()}
+
+
+def refused(source, *parts):
+    """Reading fails with one line that holds all these parts."""
+    with pytest.raises(InputError) as caught:
+        Run.read(source)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (str(source), *parts):
+        assert part in message, message
+
+
+# ---- formats
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_is_written_is_read(tmp_path, suffix):
+    path = tmp_path / "deep" / f"a.{suffix}"
+    scores = {"q2": {"ä": 0.1, "b": 1e-30}, "q1": {"c": -7.25, "b": -7.5, "a": -1e30}}
+    run = Run.from_scores(scores)
+    run.write(path, tag="me")
+    read = Run.read(path)
+    assert listed(read) == listed(run) == {"q2": ["ä", "b"], "q1": ["c", "b", "a"]}
+    for query_id, ranked in run.items():
+        assert np.array_equal(read[query_id].scores.astype(np.float32), np.float32(ranked.scores))
+
+
+def test_trec_columns(write):
+    run = Run.read(write(TREC))
+    assert listed(run) == {"q1": ["d1", "d2"], "q2": ["d3"]}
+    assert run["q1"].scores.tolist() == [3.5, 2.5]
+    assert run.source.endswith("some.run")
+    assert (len(run), len(run["q1"])) == (2, 2)
+
+
+def test_trec_as_written(tmp_path):
+    Run.from_scores({"q1": {"d1": 0.1}}).write(tmp_path / "a.run", tag="me")
+    assert (tmp_path / "a.run").read_text() == "q1 Q0 d1 1 0.1 me\n"
+
+
+def test_order_of_lines_does_not_matter_ranks_do(write):
+    assert listed(Run.read(write("q1 Q0 b 2 1 t\nq1 Q0 c 3 1 t\nq1 Q0 a 1 1 t\n"))) == {
+        "q1": ["a", "b", "c"]
+    }
+
+
+def test_equal_ranks_with_equal_scores_are_accepted(write):
+    assert len(Run.read(write("q1 Q0 a 1 2 t\nq1 Q0 b 1 2 t\n"))["q1"]) == 2
+
+
+def test_ranks_from_zero_and_blank_lines_and_windows_line_ends(write):
+    text = "q1 Q0 a 0 2 t\r\n\r\nq1\tQ0\tb\t1\t1\tt\r\n"
+    assert listed(Run.read(write(text))) == {"q1": ["a", "b"]}
+
+
+@pytest.mark.parametrize("query_id", ["query_id", "qid"])
+@pytest.mark.parametrize("doc_id", ["doc_id", "docid", "docno"])
+def test_column_spellings(write, query_id, doc_id):
+    header = f"{query_id}\t{doc_id}\tscore\textra\tquery\ttext\n"
+    rows = "q1\td1\t1\tx\twho?\tone text\nq1\td2\t2\tx\twho?\tanother text\n"
+    run = Run.read(write(header + rows, "a.tsv"))
+    assert listed(run) == {"q1": ["d2", "d1"]}
+    assert run.queries == {"q1": "who?"}
+    assert run.docs == {"d1": "one text", "d2": "another text"}
+    as_json = [
+        json.dumps({query_id: "q1", doc_id: f"d{i}", "score": i, "query": "who?"}) for i in (1, 2)
+    ]
+    assert listed(Run.read(write("\n".join(as_json), "a.jsonl"))) == {"q1": ["d2", "d1"]}
+
+
+def test_parquet_column_spellings_and_order(tmp_path):
+    columns = {"text": ["t1", "t2"], "score": [1.0, 2.0], "docno": ["d1", "d2"], "qid": [7, 7]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    run = Run.read(tmp_path / "a.parquet")
+    assert listed(run) == {"7": ["d2", "d1"]}
+    assert run.docs == {"d1": "t1", "d2": "t2"}
+
+
+def test_rank_alone_gives_falling_scores(write):
+    run = Run.read(write("query_id\tdoc_id\trank\nq1\tb\t2\nq1\ta\t1\n", "a.tsv"))
+    assert listed(run) == {"q1": ["a", "b"]}
+    assert run["q1"].scores.tolist() == [-1, -2]
+
+
+def test_score_alone_ranks_as_trec_eval(write):
+    rows = "query_id\tdoc_id\tscore\nq1\ta\t1\nq1\tb\t1\nq1\tc\t2\n"
+    assert listed(Run.read(write(rows, "a.tsv"))) == {"q1": ["c", "b", "a"]}
+
+
+def test_tsv_without_header_is_trec(write):
+    assert len(Run.read(write(TREC.replace(" ", "\t"), "a.tsv"))) == 2
+
+
+def test_only_some_queries_are_kept(write):
+    assert list(Run.read(write(TREC), queries={"q2"})) == ["q2"]
+
+
+def test_from_scores_ranks_ties_by_descending_doc_id():
+    assert listed(Run.from_scores({"q": {"a": 1.0, "c": 0.5, "b": 1.0}})) == {"q": ["b", "a", "c"]}
+
+
+# ---- sub-sampling
+
+
+def test_truncate_and_select():
+    run = Run.from_scores({"q1": {"a": 3, "b": 2, "c": 1}, "q2": {"d": 1}})
+    assert listed(run.truncate(2)) == {"q1": ["a", "b"], "q2": ["d"]}
+    assert run.truncate(None) is run
+    assert listed(run.select(["q2", "absent"])) == {"q2": ["d"]}
+    assert listed(Run({"q": run["q1"].take([2, 0])})) == {"q": ["c", "a"]}
+
+
+def test_depth_counts_in_the_first_stage_run():
+    first = Run.from_scores({"q": {"a": 4, "b": 3, "c": 2, "d": 1}}, source="first")
+    teacher = Run.from_scores({"q": {"d": 4, "c": 3, "b": 2, "a": 1}}, source="teacher")
+    assert listed(teacher.within(first, 2)) == {"q": ["b", "a"]}
+    assert listed(teacher.within(first, None)) == listed(teacher)
+
+
+def test_within_refuses_runs_that_do_not_belong_together(write):
+    teacher = Run.read(write("q1 Q0 a 1 2 t\nq2 Q0 b 1 2 t\n", "teacher.run"))
+    first = Run.from_scores({"q1": {"a": 1}}, source="first.run")
+    with pytest.raises(InputError, match=r"teacher\.run, line 2: query q2 is not in .*first\.run"):
+        teacher.within(first, 10)
+    other = Run.from_scores({"q1": {"z": 1}, "q2": {"b": 1}}, source="first.run")
+    with pytest.raises(InputError, match=r"teacher\.run, line 1: no passage of query q1 .*give"):
+        teacher.within(other, 10)
+
+
+def test_query_samples_are_seeded_and_nested():
+    run = Run.from_scores({f"q{i}": {"d": 1.0} for i in range(100)})
+    small, large = run.sample_queries(10, seed=3), run.sample_queries(40, seed=3)
+    assert (len(small), len(large)) == (10, 40)
+    assert set(small) < set(large) < set(run)
+    assert list(small) == list(run.sample_queries(10, seed=3))
+    assert set(small) != set(run.sample_queries(10, seed=4))
+    assert list(large) == [query_id for query_id in run if query_id in large]
+    assert run.sample_queries(None, seed=3) is run
+    assert run.sample_queries(1000, seed=3) is run
+    backwards = Run.from_scores({f"q{i}": {"d": 1.0} for i in reversed(range(100))})
+    assert set(backwards.sample_queries(10, seed=3)) == set(small)
+
+
+# ---- writing
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_failed_write_leaves_what_was_there(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    path.write_text("before")
+    broken = Run({"q1": RankedList(("a", "b"), np.array([1.0]))})  # one score too few
+    with pytest.raises(ValueError, match="zip"):
+        broken.write(path)
+    assert path.read_text() == "before"
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/a\.run: cannot be written .*choose another"):
+        Run.from_scores({"q": {"d": 1.0}}).write(tmp_path / "file" / "a.run")
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("q1 Q0 d9 9 1", ["6 columns 'query_id Q0 doc_id rank score tag'", "found 5", "correct"]),
+        ("q1 Q0 d9 9 1 tag more", ["found 7"]),
+        ("q1 Q0 d9 third 1 tag", ["rank 'third' is not a whole number", "correct the line"]),
+        ("q1 Q0 d9 9.5 1 tag", ["rank '9.5' is not a whole number"]),
+        ("q1 Q0 d9 9 high tag", ["score 'high' is not a number", "correct the line"]),
+        ("q1 Q0 d9 9 nan tag", ["score 'nan' is not finite", "correct the line"]),
+        ("q1 Q0 d9 9 inf tag", ["score 'inf' is not finite"]),
+        ("q1 Q0 d1 9 1 tag", ["d1 stands twice", "query q1", "keep one"]),
+        ("q1 Q0 d9 9 99 tag", ["rank 9 with score 99 contradicts rank 2 with score 2.5", "one of"]),
+        ("q1 Q0 d9 2 2 tag", ["rank 2 with score 2 contradicts rank 2 with score 2.5"]),
+    ],
+)
+def test_bad_trec_line(write, line, expected):
+    refused(write(TREC + line + "\n"), "line 4", *expected)
+
+
+@pytest.mark.parametrize("text", ["", "\n  \n"])
+@pytest.mark.parametrize("suffix", ["run", "tsv", "jsonl"])
+def test_empty_file(write, text, suffix):
+    refused(write(text, f"a.{suffix}"), "the file is empty", "expected")
+
+
+def test_nothing_left_after_keeping_queries(write):
+    with pytest.raises(InputError, match="the run is empty"):
+        Run.read(write(TREC), queries={"other"})
+
+
+@pytest.mark.parametrize("suffix", ["run.gz", "jsonl.gz"])
+def test_cut_off_gz(tmp_path, suffix):
+    rng = np.random.default_rng(0)  # random, so that it does not shrink to nothing
+    scores = {f"d{i}": float(score) for i, score in enumerate(rng.random(5000))}
+    whole = tmp_path / f"whole.{suffix}"
+    Run.from_scores({"q1": scores}).write(whole)
+    cut = tmp_path / f"cut.{suffix}"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    refused(cut, "after line", "cut off or damaged", "again")
+
+
+def test_gz_that_is_none(write):
+    refused(write(TREC, "a.run.gz"), "cut off or damaged", "again")
+
+
+def test_damaged_gz(tmp_path):
+    data = bytearray(gzip.compress(TREC.encode() * 50))
+    data[len(data) // 2] ^= 0xFF
+    path = tmp_path / "a.run.gz"
+    path.write_bytes(bytes(data))
+    refused(path, "cut off or damaged")
+
+
+def test_not_utf8(tmp_path):
+    path = tmp_path / "a.run"
+    path.write_bytes(TREC.encode() + "q1 Q0 ü 9 1 t\n".encode("latin-1"))
+    refused(path, "not UTF-8", "convert it")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"no parquet at all"])
+def test_damaged_parquet(tmp_path, damage):
+    path = tmp_path / "a.parquet"
+    Run.from_scores({"q1": {"d1": 1.0, "d2": 0.5}}).write(path)
+    path.write_bytes(damage(path.read_bytes()))
+    refused(path, "not a readable Parquet file", "again")
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("query_id\tpassage\tscore", ["no column doc_id or docid or docno", "rename"]),
+        ("query_id\tdoc_id\ttext", ["neither a rank nor a score", "add one"]),
+    ],
+)
+def test_missing_columns(write, tmp_path, header, expected):
+    refused(write(f"{header}\na\tb\tc\n", "a.tsv"), "line 1", *expected)
+    record = dict.fromkeys(header.split("\t"), "x")
+    refused(write(json.dumps(record), "a.jsonl"), "line 1", *expected)
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({name: ["x"] for name in record}), path)
+    refused(path, *expected)
+
+
+def test_tsv_line_with_too_few_columns(write):
+    text = "query_id\tdoc_id\tscore\nq1\td1\t1\nq1\td2\n"
+    refused(write(text, "a.tsv"), "line 3", "expected 3 columns as in line 1", "found 2", "tab")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("{oops", ["not JSON", "one object a line"]),
+        ("[1, 2]", ["expected a JSON object"]),
+        ('{"query_id": "q1", "doc_id": "d2", "score": "high"}', ["'high' is not a number"]),
+        ('{"query_id": "q1", "doc_id": "d2", "score": NaN}', ["not finite"]),
+        ('{"query_id": "q1", "doc_id": "d2", "score": [1]}', ["[1] is not a number"]),
+        ('{"query_id": "q1", "doc_id": "d2", "rank": [1]}', ["[1] is not a whole number"]),
+        (
+            '{"query_id": "q1", "doc_id": "d2", "rank": 2.5, "score": 1}',
+            ["2.5 is not a whole number"],
+        ),
+        ('{"query_id": "q1", "doc_id": "d2", "score": null}', ["neither rank nor score", "give"]),
+        ('{"query_id": null, "doc_id": "d2", "score": 1}', ["query_id has no value", "give"]),
+        ('{"query_id": "q1", "doc_id": null, "score": 1}', ["doc_id has no value", "give"]),
+    ],
+)
+def test_bad_jsonl_line(write, line, expected):
+    good = '{"query_id": "q1", "doc_id": "d1", "score": 1}\n'
+    refused(write(good + line + "\n", "a.jsonl"), "line 2", *expected)
+
+
+def test_a_rank_here_and_a_score_there(write):
+    lines = [
+        '{"query_id": "q1", "doc_id": "a", "rank": 1}',
+        '{"query_id": "q1", "doc_id": "b", "score": 1}',
+    ]
+    refused(write("\n".join(lines), "a.jsonl"), "line 1", "a rank only", "a score only", "fill")
+
+
+def test_neither_file_nor_id():
+    refused("no/such.run", "neither a file nor an ir_datasets id", "a run file")
+
+
+def test_folder(tmp_path):
+    refused(tmp_path, "cannot be read")
+
+
+def test_where_names_the_line(write):
+    run = Run.read(write("\n" + TREC))
+    assert run.where("q2").endswith("some.run, line 4")
+    assert run.where("q1", "d2").endswith("some.run, line 3")
+    assert Run.from_scores({"q": {"d": 1.0}}, source="made here").where("q") == "made here"

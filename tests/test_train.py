@@ -1,0 +1,209 @@
+"""The training command on a tiny random model and the embedded collection."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rankdistillm import data as data_module
+from rankdistillm.runs import Run
+
+# The losses of the first five steps, seed 1, float32. A change that is not meant to change numbers
+# leaves them as they are.
+GOLDEN = {"distill": [], "prefinetune": []}
+
+
+@pytest.fixture
+def train(command, tiny_bert, tmp_path):
+    def run(*arguments, stage="distill"):
+        small = ["model.dropout=0", "precision=fp32", "max_steps=5", "optim.learning_rate=1e-3"]
+        return command(
+            "train",
+            *([f"+stage={stage}"] if stage else []),
+            f"model.path={tiny_bert}",
+            "output=out",
+            *small,
+            *arguments,
+        )
+
+    return run
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    return [line["loss"] for line in metrics(folder) if "loss" in line]
+
+
+@pytest.mark.parametrize("budget", [200, 2000, 100_000])
+@pytest.mark.parametrize("stage", GOLDEN)
+def test_golden_trajectory_for_every_split_into_micro_batches(stage, budget, train, tmp_path):
+    assert train(f"token_budget={budget}", stage=stage).status == 0
+    assert losses(tmp_path / "out") == pytest.approx(GOLDEN[stage], rel=1e-5)
+
+
+def test_what_a_training_leaves_and_prints(train, tmp_path):
+    result = train()
+    assert result.status == 0
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {
+        "config.yaml", "metrics.jsonl", "checkpoint", "validation.run", "before.run", "after.run"
+    }  # fmt: skip
+    lines = metrics(out)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 5]
+    assert {"loss", "learning_rate", "grad_norm", "pairs_per_second"} <= lines[0].keys()
+    assert 0 < lines[-1]["validation/ndcg@10"] < 1
+    rows = [line.rsplit(None, 1)[0].strip() for line in result.out.splitlines() if "0." in line]
+    assert rows[-4:] == ["bm25", "teacher", "student before", "student after"]
+    assert len(Run.read(out / "after.run")) == len(Run.read(out / "before.run")) == 56
+
+
+def test_the_second_stage_starts_from_the_first(train, tmp_path):
+    assert train("output=one", stage="prefinetune").status == 0
+    checkpoint = tmp_path / "one/checkpoint"
+    assert train("output=two", f"model.path={checkpoint}", "max_steps=1").status == 0
+    assert Run.read("two/before.run")["owls-q1"].scores == pytest.approx(
+        Run.read("one/after.run")["owls-q1"].scores, abs=1e-5
+    )
+
+
+def test_training_learns(train, tmp_path):
+    assert train("max_steps=60", "token_budget=100000").status == 0
+    found = losses(tmp_path / "out")
+    assert sum(found[-10:]) < 0.97 * sum(found[:10])
+
+
+def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(train, tmp_path, monkeypatch):
+    options = ("checkpoint.every=2", "validation.every=3", "max_steps=7", "model.dropout=0.2")
+    assert train("output=whole", *options).status == 0
+
+    original = data_module.TrainingData.batch
+
+    def interrupted(self, step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return original(self, step)
+
+    monkeypatch.setattr(data_module.TrainingData, "batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train("output=cut", *options)
+    monkeypatch.setattr(data_module.TrainingData, "batch", original)
+    result = train("output=cut", *options)
+    assert "from step 4" in result.out
+    whole, cut = (load_file(tmp_path / f"{n}/checkpoint/model.safetensors") for n in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    timeless = [
+        [{k: v for k, v in line.items() if k != "pairs_per_second"} for line in metrics(tmp_path / n)]
+        for n in ("whole", "cut")
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_resume_never_starts_anew(train, tmp_path):
+    assert train("checkpoint.every=2").status == 0
+    assert "from step 4" in train().out
+    assert "from step" not in train("resume=never").out
+
+
+def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(train, tmp_path):
+    result = train("validation.every=1", "validation.patience=2", "max_steps=40", "optim.learning_rate=3")
+    assert result.status == 0, result.err
+    values = [line["validation/ndcg@10"] for line in metrics(tmp_path / "out") if "loss" not in line]
+    assert len(values) < 40
+    assert len(values) - 1 - values.index(max(values)) == 2
+    assert "no better in 2 validations" in result.out
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_schedules(schedule, train, tmp_path):
+    train(f"optim.schedule={schedule}", "optim.warmup=0.4", "max_steps=10")
+    rates = [line["learning_rate"] for line in metrics(tmp_path / "out") if "loss" in line]
+    assert rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
+    after = [(n + 1) / 6 for n in range(6)]  # progress after the warm-up, once a step is done
+    expected = {
+        "constant": [1e-3] * 6,
+        "linear": [1e-3 * (1 - x) for x in after],
+        "cosine": [0.5e-3 * (1 + math.cos(math.pi * x)) for x in after],
+    }[schedule]
+    assert rates[4:] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_on_the_cpu(precision, train, tmp_path):
+    assert train(f"precision={precision}").status == 0
+    assert losses(tmp_path / "out") == pytest.approx(GOLDEN["distill"], rel=2e-2)
+
+
+def test_a_sweep_names_folders_by_what_varies_and_refuses_what_makes_no_sense(train, tmp_path):
+    result = train(
+        "-m", "loss=ranknet,kl,adr_mse,listnet", "max_steps=1", "output=${hydra:runtime.output_dir}"
+    )
+    assert "loss=kl" in result.err
+    assert "consumes a score, but data.train.targets=rank" in result.err
+    assert "Traceback" not in result.err
+    assert result.status != 0
+    (sweep,) = (tmp_path / "outputs/distill").iterdir()
+    finished = {path.parent.parent.name for path in sweep.glob("*/checkpoint/config.json")}
+    assert sorted(name.split("loss=")[1].split(",")[0] for name in finished) == [
+        "adr_mse", "listnet", "ranknet"
+    ]  # fmt: skip
+
+
+def test_main_returns_the_validation_metric(train, tmp_path, monkeypatch):
+    from rankdistillm import train as train_module
+
+    returned = []
+    original = train_module.train
+    monkeypatch.setattr(train_module, "train", lambda c: returned.append(original(c)) or returned[0])
+    train()
+    assert returned == [metrics(tmp_path / "out")[-1]["validation/ndcg@10"]]
+
+
+def test_without_validation_the_last_student_is_kept(train, tmp_path):
+    assert train("data.validation.run=null", "data.test.run=null").status == 0
+    assert (tmp_path / "out/checkpoint/model.safetensors").exists()
+    assert not (tmp_path / "out/validation.run").exists()
+
+
+@pytest.mark.slow
+def test_wandb_offline_needs_no_account(train, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert train("wandb.mode=offline").status == 0
+    assert list((tmp_path / "out/wandb").glob("offline-run-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["loss=focal"], "Could not find 'loss/focal'"),
+        (["data.train.targets=ranks"], "targets=ranks is not one of rank, score, relevance"),
+        (["data.train.list_size=21"], "list_size=21 is above the longest ranked list"),
+        (["data.train.sampling=best"], "sampling=best is not one of"),
+        (["optim.schedule=steps"], "schedule=steps is not one of constant, linear, cosine"),
+        (["precision=int8"], "precision=int8 is not one of"),
+        (["wandb.mode=on"], "wandb.mode=on is not one of disabled, offline, online"),
+        (["resume=maybe"], "resume=maybe is not one of auto, never"),
+        (["model.path=nowhere/checkpoint"], "model.path=nowhere/checkpoint: no model"),
+        (["output=/dev/null/x"], "output=/dev/null/x: cannot be written"),
+        (["data.train.run=nowhere.run"], "nowhere.run: neither a file nor an ir_datasets id"),
+        (["epoch=3"], "epoch"),
+        (["optim.learning_rate=1e30", "optim.warmup=0"], "diverged; lower optim.learning_rate"),
+        (["data=local"], "data.train.run"),
+    ],
+)
+def test_bad_input_ends_in_one_line(arguments, said, train):
+    result = train(*arguments)
+    assert result.status != 0
+    last = result.err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert said in last
+    assert "Traceback" not in result.err
+
+
+def test_no_stage_names_the_choices(train):
+    result = train(stage=None)
+    assert result.status == "error: no stage: add +stage=prefinetune or +stage=distill"
