@@ -1,14 +1,12 @@
 """Save and load: the student's folder, and all that a run needs to go on where it stopped."""
 
 import os
-import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from rankdistillm.errors import InputError
@@ -55,7 +53,8 @@ def save_state(folder: Path, **parts: Any) -> None:
         name: part.state_dict() if hasattr(part, "state_dict") else part
         for name, part in parts.items()
     }
-    state["rng"] = _rng_state()
+    # Data are drawn from generators of their own; only dropout uses these.
+    state["rng"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
     with replacing_folder(folder) as beside:
         torch.save(state, beside / STATE)
 
@@ -79,26 +78,8 @@ def load_state(folder: Path, **parts: Any) -> dict[str, Any] | None:
         ) from error
     for name, part in parts.items():
         part.load_state_dict(state.pop(name))
-    _set_rng_state(state.pop("rng"))
+    rng = state.pop("rng")
+    torch.set_rng_state(rng["cpu"])
+    if rng["cuda"]:
+        torch.cuda.set_rng_state_all(rng["cuda"])
     return state
-
-
-def _rng_state() -> dict[str, Any]:
-    version, keys, gauss = random.getstate()
-    kind, words, position, has_gauss, cached = np.random.get_state()
-    return {
-        "python": (version, list(keys), gauss),
-        "numpy": (kind, torch.from_numpy(words.astype(np.int64)), position, has_gauss, cached),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
-    }
-
-
-def _set_rng_state(state: dict[str, Any]) -> None:
-    version, keys, gauss = state["python"]
-    random.setstate((version, tuple(keys), gauss))
-    kind, words, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, words.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -66,10 +66,10 @@ class TrainingData:
     """All training lists; ``batch(step)`` makes those of one step.
 
     The lists of all epochs form one stream, shuffled anew in each epoch; step s takes the
-    ``queries_per_step`` lists from ``s * queries_per_step`` on. It ends after ``epochs`` epochs, or
-    after ``max_steps`` full steps where that is given. ``config`` is ``data.train``. Passages are sampled anew in each
+    ``queries_per_step`` lists from ``s * queries_per_step`` on. The stream ends after ``epochs``
+    epochs, or after ``max_steps`` full steps where that is given. Passages are sampled anew in each
     epoch, from a generator seeded by (seed, epoch, query_id): hence a step's batch is the same
-    however the work is divided and wherever it was resumed.
+    however the work is divided and wherever it was resumed. ``config`` is ``data.train``.
     """
 
     def __init__(
@@ -153,7 +153,9 @@ def _usable(run: Run, qrels: Qrels, sampling: str, list_size: int) -> list[str]:
     """The queries that give a training list; says once how many are short or of no use."""
     longest = max(len(ranked) for ranked in run.values())
     if list_size < 2:
-        raise InputError(f"data.train.list_size={list_size}: a list to rank has at least 2 passages")
+        raise InputError(
+            f"data.train.list_size={list_size}: a list to rank has at least 2 passages"
+        )
     if list_size > longest:
         raise InputError(
             f"{run.source}: data.train.list_size={list_size} is above the longest ranked list "

@@ -86,7 +86,8 @@ def _notes(
             )
         if run_figures.without_judgements:
             notes.append(
-                f"{name}: {len(run_figures.without_judgements)} queries without judgements, left out"
+                f"{name}: {len(run_figures.without_judgements)} queries without judgements, "
+                "left out"
             )
     return notes
 

@@ -7,11 +7,11 @@ first token's state is the one that the whole layer gives.
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 
-def restrict_last_layer(backbone: nn.Module) -> bool:
+def restrict_last_layer(backbone: Any) -> bool:
     """Make the encoder's output ``[pairs, 1, hidden]``: the state of each first token.
 
     Done in place where the last layer is made as BERT's is (BERT, ELECTRA, RoBERTa, MiniLM); any
@@ -22,9 +22,7 @@ def restrict_last_layer(backbone: nn.Module) -> bool:
         return False
     layer = layers[-1]
 
-    def forward(
-        hidden: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any
-    ) -> Tensor:
+    def forward(hidden: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
         return _first_token_layer(layer, hidden, attention_mask)
 
     # The modules and so the names of the weights stay what they are.
@@ -32,7 +30,7 @@ def restrict_last_layer(backbone: nn.Module) -> bool:
     return True
 
 
-def _is_bert_layer(layer: nn.Module) -> bool:
+def _is_bert_layer(layer: Any) -> bool:
     attention = getattr(layer, "attention", None)
     inner = getattr(attention, "self", None)
     return (

@@ -68,9 +68,7 @@ def evaluate_run(run: Run, qrels: Qrels, metrics: Sequence[str]) -> Figures:
 def _without_ties(ranked: RankedList) -> dict[str, float]:
     """Strictly falling scores in the order of trec_eval, which reads scores as float32."""
     scores = ranked.scores.astype(np.float32)
-    order = sorted(
-        range(len(ranked)), key=lambda i: (scores[i], ranked.doc_ids[i]), reverse=True
-    )
+    order = sorted(range(len(ranked)), key=lambda i: (scores[i], ranked.doc_ids[i]), reverse=True)
     return {ranked.doc_ids[i]: float(len(order) - place) for place, i in enumerate(order)}
 
 

@@ -41,7 +41,7 @@ class CrossEncoder(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Any,
         tokenizer: Any,
         *,
         query_length: int = QUERY_LENGTH,
@@ -51,7 +51,7 @@ class CrossEncoder(nn.Module):
         super().__init__()
         backbone.pooler = None  # its output is not used
         restrict_last_layer(backbone)
-        self.backbone = backbone
+        self.backbone: Any = backbone
         self.linear = nn.Linear(backbone.config.hidden_size, 1, bias=False)
         nn.init.normal_(self.linear.weight, std=0.02)
         self.tokenizer = tokenizer

@@ -24,10 +24,10 @@ PAIRS_AT_ONCE = 4096
 
 
 class Ranked(NamedTuple):
-    """One passage of `Reranker.rank`: its rank (1 is best), where it stood, score and text."""
+    """One passage of `Reranker.rank`: its rank (1 is best), place in the input, score, text."""
 
     rank: int
-    index: int
+    place: int
     score: float
     doc: str
 

@@ -117,7 +117,9 @@ class Run(Mapping[str, RankedList]):
         """Keep the best ``depth`` passages of each list (all for None)."""
         if depth is None:
             return self
-        return self._with({q: ranked.take(range(len(ranked))[:depth]) for q, ranked in self.items()})
+        return self._with(
+            {q: ranked.take(range(len(ranked))[:depth]) for q, ranked in self.items()}
+        )
 
     def within(self, first_stage: "Run", depth: int | None) -> "Run":
         """Keep the passages that ``first_stage`` has in its top ``depth``, in this run's order.
@@ -186,7 +188,7 @@ def _ranked(rows: list[Row], source: str | Path) -> RankedList:
             "only and some a score only; fill one of the two columns"
         )
     if has_ranks:
-        rows.sort(key=lambda row: row.rank)
+        rows.sort(key=lambda row: row.rank or 0)
     else:  # as trec_eval: equal scores by descending doc_id
         rows.sort(key=lambda row: (row.score, row.doc_id), reverse=True)
     seen: set[str] = set()
@@ -207,6 +209,8 @@ def _ranked(rows: list[Row], source: str | Path) -> RankedList:
 
 
 def _check_order(above: Row, row: Row, source: str | Path) -> None:
+    assert above.score is not None
+    assert row.score is not None
     if row.score > above.score or (row.rank == above.rank and row.score != above.score):
         raise InputError(
             f"{at(source, row.line)}: rank {row.rank} with score {row.score:g} contradicts rank "

@@ -80,14 +80,18 @@ class PairTemplate:
         types = np.array(encoded["token_type_ids"] if has_types else [0] * len(ids), dtype=np.int32)
         query = [i for i, part in enumerate(sequence) if part == 0]
         doc = [i for i, part in enumerate(sequence) if part == 1]
-        parts = (
+        before, between, after = (
             slice(0, query[0]),
             slice(query[-1] + 1, doc[0]),
             slice(doc[-1] + 1, None),
         )
         return cls(
-            *(ids[part] for part in parts),
-            *(types[part] for part in parts),
+            before=ids[before],
+            between=ids[between],
+            after=ids[after],
+            before_types=types[before],
+            between_types=types[between],
+            after_types=types[after],
             query_type=int(types[query[0]]),
             doc_type=int(types[doc[0]]),
             has_types=has_types,

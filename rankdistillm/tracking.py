@@ -30,6 +30,7 @@ class Tracker:
         self._file.writelines(line + "\n" for line in kept)
         self._wandb = None
         if config.wandb.mode != "disabled":
+            resolved: Any = OmegaConf.to_container(config, resolve=True)
             import wandb  # late: it takes seconds, and most runs do without
 
             self._wandb = wandb.init(
@@ -38,7 +39,7 @@ class Tracker:
                 entity=config.wandb.entity,
                 name=config.wandb.name or folder.name,
                 dir=str(folder),
-                config=OmegaConf.to_container(config, resolve=True),
+                config=resolved,
             )
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:

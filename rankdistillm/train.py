@@ -77,7 +77,7 @@ def train(config: DictConfig) -> float | None:
     schedule = make_schedule(optimizer, optim.schedule, optim.warmup, len(data))
     scaler = GradScaler(device.type, enabled=model.autocast_dtype == torch.float16)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
-    place = {"step": 0, "best": None, "validations_since_best": 0}
+    place: dict[str, Any] = {"step": 0, "best": None, "validations_since_best": 0}
     if config.resume == "auto":
         place |= load_state(output / "state", **parts) or {}
     tracker = Tracker(output, config, step=place["step"])
@@ -176,7 +176,7 @@ def _check_finite(step: int, loss: Tensor, grad_norm: Tensor, scaler: GradScaler
 
 
 def _is_due(step: int, every: int | None, last: float) -> bool:
-    return step == last or (bool(every) and step % every == 0)
+    return step == last or (every is not None and step % every == 0)
 
 
 def _validate(

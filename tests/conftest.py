@@ -17,13 +17,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from rankdistillm.cli import PACKAGE
 from rankdistillm.texts import read_texts
 
-SIZES = dict(
-    hidden_size=16,
-    num_hidden_layers=3,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=320,
-)
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 320,
+}
 ARCHITECTURES = ("bert", "electra", "roberta", "modernbert", "deberta")
 
 

@@ -9,10 +9,12 @@ from rankdistillm.errors import InputError
 from rankdistillm.runs import Run
 from rankdistillm.tokens import PairTemplate, TokenisedTexts
 
-CONFIG = dict(targets="rank", transform=None, sampling="random", list_size=4)
+CONFIG = {"targets": "rank", "transform": None, "sampling": "random", "list_size": 4}
 
 
-def make(sizes=(6, 6, 6, 6, 6), qrels=None, *, per_step=2, epochs=3, max_steps=None, seed=1, **config):
+def make(
+    sizes=(6, 6, 6, 6, 6), qrels=None, *, per_step=2, epochs=3, max_steps=None, seed=1, **config
+):
     run = Run.from_scores(
         {f"q{i}": {f"d{i}_{j}": -j for j in range(size)} for i, size in enumerate(sizes)}
     )
@@ -53,7 +55,9 @@ def test_every_epoch_has_each_query_once_in_a_new_order_with_new_passages():
     epochs = [stream[0:5], stream[5:10], stream[10:15]]
     assert all(sorted(epoch) == [f"q{i}" for i in range(5)] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    drawn = {tuple(d) for b in batches for q, d in zip(b.query_ids, b.doc_ids, strict=True) if q == "q0"}
+    drawn = {
+        tuple(d) for b in batches for q, d in zip(b.query_ids, b.doc_ids, strict=True) if q == "q0"
+    }
     assert len(drawn) > 1
 
 
@@ -65,7 +69,9 @@ def test_max_steps_goes_before_epochs():
 def test_targets_fall_with_the_rank_and_the_mask_marks_padding(caplog):
     with caplog.at_level(logging.WARNING):
         data = make(sizes=(6, 3), per_step=2, epochs=1)
-    assert "1 of 2 lists have fewer than list_size=4 passages and are used as they are" in caplog.text
+    assert (
+        "1 of 2 lists have fewer than list_size=4 passages and are used as they are" in caplog.text
+    )
     batch = data.batch(0)
     assert batch.mask.sum(1).tolist() == [len(d) for d in batch.doc_ids]
     assert sorted(batch.mask.sum(1).tolist()) == [3, 4]
@@ -82,7 +88,9 @@ def test_micro_batches_are_whole_lists_within_the_budget():
     for budget in (1, one_list, 2 * one_list + 1, 10**6):
         groups = list(batch.micro_batches(budget))
         assert np.concatenate(groups).tolist() == [0, 1, 2, 3, 4]
-        assert all(len(g) == 1 or batch.pairs.lengths[batch.rows_of(g)].sum() <= budget for g in groups)
+        assert all(
+            len(g) == 1 or batch.pairs.lengths[batch.rows_of(g)].sum() <= budget for g in groups
+        )
     assert len(list(batch.micro_batches(1))) == 5
     assert len(list(batch.micro_batches(10**6))) == 1
     assert batch.rows_of(np.array([1, 2])).tolist() == list(range(4, 12))
@@ -109,7 +117,13 @@ def test_a_list_size_that_no_list_can_have(size, said):
 
 
 def config(folder, **changes):
-    return dict(run=str(folder / "teacher.run"), first_stage=None, qrels=None, depth=None, num_queries=None) | changes
+    return {
+        "run": str(folder / "teacher.run"),
+        "first_stage": None,
+        "qrels": None,
+        "depth": None,
+        "num_queries": None,
+    } | changes
 
 
 def test_depth_counts_in_the_first_stage(tmp_path):

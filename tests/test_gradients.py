@@ -12,7 +12,9 @@ from rankdistillm.model import CrossEncoder
 
 def load(path, **options):
     torch.manual_seed(3)
-    return CrossEncoder.from_pretrained(path, **{"precision": "fp32", "dropout": 0.0, **options}).train()
+    return CrossEncoder.from_pretrained(
+        path, **{"precision": "fp32", "dropout": 0.0, **options}
+    ).train()
 
 
 def gradients(model, loss, batch, budget, scaler=None):
@@ -48,9 +50,7 @@ def test_the_whole_step_is_the_mean_over_lists(batch, tiny_bert):
     model = load(tiny_bert)
     value, _, _ = gradients(model, ranknet_loss, batch, 10**6)
     scores = torch.zeros(batch.mask.shape).masked_scatter(batch.mask, model(batch.pairs))
-    assert value == pytest.approx(
-        ranknet_loss(scores, batch.targets, mask=batch.mask).item()
-    )
+    assert value == pytest.approx(ranknet_loss(scores, batch.targets, mask=batch.mask).item())
 
 
 def test_gradient_caching_draws_the_same_dropout_twice(tiny_bert, monkeypatch):
@@ -90,6 +90,4 @@ def test_a_list_with_nothing_to_learn_still_counts_in_the_mean(tiny_bert):
     value, _, _ = gradients(model, info_nce_loss, batch, 10**6)
     useful = batch.query_ids.index("q0")
     scores = model(batch.pairs).view(2, 4)[useful]
-    assert float(value) == pytest.approx(
-        info_nce_loss(scores, batch.targets[useful]).item() / 2
-    )
+    assert float(value) == pytest.approx(info_nce_loss(scores, batch.targets[useful]).item() / 2)

@@ -30,8 +30,12 @@ def load(path, **options):
 
 
 def pack(model, pairs):
-    queries = TokenisedTexts({q: q for q, _ in pairs}, model.tokenizer, model.query_length, description="")
-    docs = TokenisedTexts({d: d for _, d in pairs}, model.tokenizer, model.doc_length, description="")
+    queries = TokenisedTexts(
+        {q: q for q, _ in pairs}, model.tokenizer, model.query_length, description=""
+    )
+    docs = TokenisedTexts(
+        {d: d for _, d in pairs}, model.tokenizer, model.doc_length, description=""
+    )
     return model.template.pack([(queries[q], docs[d]) for q, d in pairs])
 
 
@@ -40,7 +44,9 @@ def padded_scores(path, head, pairs):
     """The reference: transformers alone, all pairs padded to the longest."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     backbone = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
-    inputs = tokenizer([q for q, _ in pairs], [d for _, d in pairs], padding=True, return_tensors="pt")
+    inputs = tokenizer(
+        [q for q, _ in pairs], [d for _, d in pairs], padding=True, return_tensors="pt"
+    )
     return (backbone(**inputs).last_hidden_state[:, 0] @ head.T).squeeze(-1)
 
 

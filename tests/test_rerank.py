@@ -43,8 +43,8 @@ def test_rank_is_best_first(reranker):
     scores = reranker.score(QUERIES["q1"], docs)
     ranked = reranker.rank(QUERIES["q1"], docs)
     assert [r.rank for r in ranked] == [1, 2, 3]
-    assert [r.index for r in ranked] == np.argsort(-scores).tolist()
-    assert [r.doc for r in ranked] == [docs[r.index] for r in ranked]
+    assert [r.place for r in ranked] == np.argsort(-scores).tolist()
+    assert [r.doc for r in ranked] == [docs[r.place] for r in ranked]
     assert reranker.rank(QUERIES["q1"], docs, depth=1) == ranked[:1]
 
 
@@ -79,7 +79,9 @@ def files(tmp_path):
 
 @pytest.mark.parametrize("output", ["new/out.run", "out.jsonl", "out.parquet", "out.run.gz"])
 def test_command_writes_the_run_that_the_class_makes(output, command, student, files, tmp_path):
-    result = command("rerank", f"model.path={student}", *files, f"output={output}", "precision=fp32")
+    result = command(
+        "rerank", f"model.path={student}", *files, f"output={output}", "precision=fp32"
+    )
     assert result.status == 0, result.err
     expected = Reranker.from_pretrained(student, precision="fp32").rerank(
         Run.read(tmp_path / "first.run"), QUERIES, DOCS, progress=False

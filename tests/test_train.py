@@ -94,10 +94,15 @@ def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(train, tmp_p
     monkeypatch.setattr(data_module.TrainingData, "batch", original)
     result = train("output=cut", *options)
     assert "from step 4" in result.out
-    whole, cut = (load_file(tmp_path / f"{n}/checkpoint/model.safetensors") for n in ("whole", "cut"))
+    whole, cut = (
+        load_file(tmp_path / f"{n}/checkpoint/model.safetensors") for n in ("whole", "cut")
+    )
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     timeless = [
-        [{k: v for k, v in line.items() if k != "pairs_per_second"} for line in metrics(tmp_path / n)]
+        [
+            {k: v for k, v in line.items() if k != "pairs_per_second"}
+            for line in metrics(tmp_path / n)
+        ]
         for n in ("whole", "cut")
     ]
     assert timeless[0] == timeless[1]
@@ -110,9 +115,13 @@ def test_resume_never_starts_anew(train, tmp_path):
 
 
 def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(train, tmp_path):
-    result = train("validation.every=1", "validation.patience=2", "max_steps=40", "optim.learning_rate=3")
+    result = train(
+        "validation.every=1", "validation.patience=2", "max_steps=40", "optim.learning_rate=3"
+    )
     assert result.status == 0, result.err
-    values = [line["validation/ndcg@10"] for line in metrics(tmp_path / "out") if "loss" not in line]
+    values = [
+        line["validation/ndcg@10"] for line in metrics(tmp_path / "out") if "loss" not in line
+    ]
     assert len(values) < 40
     assert len(values) - 1 - values.index(max(values)) == 2
     assert "no better in 2 validations" in result.out
@@ -158,7 +167,9 @@ def test_main_returns_the_validation_metric(train, tmp_path, monkeypatch):
 
     returned = []
     original = train_module.train
-    monkeypatch.setattr(train_module, "train", lambda c: returned.append(original(c)) or returned[0])
+    monkeypatch.setattr(
+        train_module, "train", lambda c: returned.append(original(c)) or returned[0]
+    )
     train()
     assert returned == [metrics(tmp_path / "out")[-1]["validation/ndcg@10"]]
 

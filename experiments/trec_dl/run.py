@@ -27,7 +27,10 @@ HELD_OUT = 60  # queries of the pre-fine-tuning data that choose the best epoch
 METRIC = "ndcg@10"
 
 PREFINETUNE = "epochs=2 queries_per_step=8 optim.learning_rate=1e-4"
-DISTILL = "epochs=3 queries_per_step=8 optim.learning_rate=2e-4 data.train.sampling=random data.train.list_size=16"
+DISTILL = (
+    "epochs=3 queries_per_step=8 optim.learning_rate=2e-4 data.train.sampling=random "
+    "data.train.list_size=16"
+)
 STUDENTS = {
     "stage 1 only": (True, None),
     "stage 2 only, RankNet": (False, "ranknet"),

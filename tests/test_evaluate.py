@@ -1,0 +1,215 @@
+"""The command ``evaluate``: its table, its tests of significance, its file, its errors."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rankdistillm.cli import PACKAGE
+from rankdistillm.evaluate import format_table
+from rankdistillm.metrics import evaluate_run
+from rankdistillm.runs import Run
+
+QUERIES = [f"q{i}" for i in range(20)]
+QRELS = {query_id: {"a": 2, "b": 1} for query_id in QUERIES}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Judgements, and runs that are bad, somewhat better, and good on most queries."""
+    rng = np.random.default_rng(1)
+    (tmp_path / "qrels.txt").write_text(
+        "".join(f"{q} 0 {d} {r}\n" for q, judged in QRELS.items() for d, r in judged.items())
+    )
+    for name, gain in (("bad", 0.0), ("better", 0.4), ("good", 3.0)):
+        scores = {
+            q: {d: rng.random() + gain * QRELS[q].get(d, 0) for d in "abcdefgh"} for q in QUERIES
+        }
+        Run.from_scores(scores).write(tmp_path / f"{name}.run")
+    return tmp_path
+
+
+def runs(*names):
+    return "runs={" + ", ".join(f"{name}: {name}.run" for name in names) + "}"
+
+
+def rows(out):
+    """Run name -> the cells of its row."""
+    lines = out.partition("\n\n")[0].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.split()[:1] == ["run"])
+    return {line.split()[0]: line.split()[1:] for line in lines[start:]}
+
+
+def refused(result, *parts):
+    """One line on stderr that holds all these parts, and a status that is not 0."""
+    assert result.status not in (0, None)
+    assert "Traceback" not in result.out + result.err
+    lines = result.err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_table(files, command):
+    result = command(
+        "evaluate",
+        "qrels=qrels.txt",
+        runs("bad", "good"),
+        "baseline=bad",
+        "metrics=[ndcg@10,mrr@10]",
+    )
+    assert result.status == 0, result.err
+    table = rows(result.out)
+    assert table["run"] == ["ndcg@10", "mrr@10"]
+    for name in ("bad", "good"):
+        means = evaluate_run(Run.read(files / f"{name}.run"), QRELS, ["ndcg@10", "mrr@10"]).means
+        mark = "*" if name == "good" else ""
+        assert table[name] == [f"{mean:.4f}{mark}" for mean in means.values()]
+    for part in ("20", "judged queries", "differs from bad", "paired t-test", "Holm", "0.05"):
+        assert part in result.out
+    assert "without" not in result.out
+
+
+def test_without_baseline_nothing_is_tested(files, command):
+    result = command("evaluate", "qrels=qrels.txt", runs("bad", "good"))
+    assert result.status == 0, result.err
+    assert "*" not in result.out
+    assert "t-test" not in result.out
+
+
+def test_missing_and_unjudged_queries_are_said(files, command):
+    good = Run.read(files / "good.run")
+    lists = {q: ranked for q, ranked in good.items() if q not in ("q0", "q1")}
+    Run({**lists, "extra": good["q0"]}).write(files / "partial.run")
+    result = command(
+        "evaluate", "qrels=qrels.txt", runs("good", "partial"), "metrics=[mrr]", "output=o.json"
+    )
+    assert result.status == 0, result.err
+    said = [line for line in result.out.splitlines() if "without" in line]
+    assert len(said) == 2
+    assert all("partial" in line for line in said)
+    assert "2" in said[0]
+    assert "results" in said[0]
+    assert "1" in said[1]
+    assert "judgements" in said[1]
+    report = json.loads((files / "o.json").read_text())["runs"]["partial"]
+    assert report["without_results"] == ["q0", "q1"]
+    assert report["without_judgements"] == ["extra"]
+    values = report["per_query"]["mrr"]
+    assert list(values) == QUERIES
+    assert values["q0"] == values["q1"] == 0.0
+    assert report["means"]["mrr"] == pytest.approx(sum(values.values()) / 20)
+
+
+def test_p_values_are_scipys_with_holms_correction(files, command):
+    (files / "same.run").write_text((files / "bad.run").read_text())
+    result = command(
+        "evaluate",
+        "qrels=qrels.txt",
+        runs("bad", "better", "good", "same"),
+        "baseline=bad",
+        "metrics=[ndcg@10]",
+        "output=deep/figures.json",
+    )
+    assert result.status == 0, result.err
+    report = json.loads((files / "deep" / "figures.json").read_text())
+    values = {
+        name: [run["per_query"]["ndcg@10"][q] for q in QUERIES]
+        for name, run in report["runs"].items()
+    }
+    p = {name: stats.ttest_rel(values[name], values["bad"]).pvalue for name in ("better", "good")}
+    assert p["good"] < p["better"]
+    expected = {"good": min(1, 3 * p["good"]), "same": 1.0}
+    expected["better"] = min(1, max(expected["good"], 2 * p["better"]))
+    assert report["p_values"]["ndcg@10"] == pytest.approx(expected)
+    assert "*" not in rows(result.out)["same"][0]
+    assert [entry.name for entry in (files / "deep").iterdir()] == ["figures.json"]
+
+
+def test_format_table_aligns_what_training_prints():
+    figures = {
+        name: evaluate_run(Run.from_scores({"q0": {"a": 1.0}}), {"q0": {"a": 1}}, ["mrr@10"])
+        for name in ("bm25", "student before")
+    }
+    header, one, two = format_table(figures, ["mrr@10"]).splitlines()[:3]
+    assert (one.split(), two.split()) == (["bm25", "1.0000"], ["student", "before", "1.0000"])
+    assert one.index("1.0000") == two.index("1.0000")
+    assert header.index("mrr@10") >= len("student before")
+
+
+# ---- bad input
+
+
+def test_nothing_set(command):
+    refused(command("evaluate"), "qrels is not set", "qrels=qrels.txt")
+
+
+def test_no_runs(files, command):
+    refused(command("evaluate", "qrels=qrels.txt"), "runs is not set", "runs={bm25: first.run")
+
+
+def test_runs_without_names(files, command):
+    result = command("evaluate", "qrels=qrels.txt", "runs=bad.run")
+    refused(result, "runs=bad.run", "name", "runs={bm25: first.run")
+
+
+def test_unknown_baseline(files, command):
+    result = command("evaluate", "qrels=qrels.txt", runs("bad", "good"), "baseline=bm25")
+    refused(result, "baseline=bm25", "bad, good")
+
+
+def test_unknown_metric(files, command):
+    result = command("evaluate", "qrels=qrels.txt", runs("bad"), "metrics=[nDCG@10]")
+    refused(result, "nDCG@10", "ndcg", "mrr")
+
+
+def test_qrels_for_other_queries(files, command):
+    (files / "other.txt").write_text("x1 0 a 1\n")
+    refused(command("evaluate", "qrels=other.txt", runs("bad")), "x1", "q0", "give the qrels")
+
+
+def test_bad_run_names_file_and_line(files, command):
+    with (files / "bad.run").open("a") as file:
+        file.write("q0 Q0 z 9 1\n")
+    result = command("evaluate", "qrels=qrels.txt", runs("bad"))
+    refused(result, "bad.run, line 161", "6 columns", "found 5")
+
+
+def test_output_that_cannot_be_written(files, command):
+    (files / "file").write_text("")
+    result = command("evaluate", "qrels=qrels.txt", runs("bad"), "output=file/figures.json")
+    refused(result, "file/figures.json: cannot be written", "another place")
+
+
+# ---- the real command, in a process of its own
+
+
+def test_subprocess(files):
+    def evaluate(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "rankdistillm.evaluate", *arguments],
+            cwd=files,
+            env={**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    before = sorted(files.iterdir())
+    good = evaluate("qrels=qrels.txt", runs("bad", "good"), "baseline=bad", "metrics=[ndcg@10]")
+    assert good.returncode == 0, good.stderr
+    assert rows(good.stdout)["good"][0].endswith("*")
+    assert sorted(files.iterdir()) == before  # no folder and no log file of Hydra's
+
+    bad = evaluate("qrels=qrels.txt", runs("bad", "absent"))
+    assert bad.returncode != 0
+    assert "Traceback" not in bad.stdout + bad.stderr
+    errors = [line for line in bad.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "absent.run: neither a file nor an ir_datasets id" in errors[0]
+    assert sorted(files.iterdir()) == before

@@ -1,0 +1,174 @@
+"""Figures against hand-computed numbers and against trec_eval, above all on tied scores."""
+
+import math
+
+import numpy as np
+import pytest
+
+from rankdistillm.errors import InputError
+from rankdistillm.metrics import evaluate_run
+from rankdistillm.runs import Run
+
+QRELS = {"q1": {"a": 3, "b": 0, "c": 1}, "q2": {"d": 1, "e": 2}}
+TREC_EVAL = {  # ranx's spelling -> trec_eval's
+    "ndcg": "ndcg",
+    "ndcg@10": "ndcg_cut_10",
+    "ndcg@100": "ndcg_cut_100",
+    "mrr": "recip_rank",
+    "map": "map",
+    "map@10": "map_cut_10",
+    "precision": "set_P",
+    "precision@10": "P_10",
+    "precision@100": "P_100",
+    "recall": "set_recall",
+    "recall@10": "recall_10",
+    "r-precision": "Rprec",
+    "f1": "set_F",
+    "hit_rate@10": "success_10",
+    "hits": "num_rel_ret",
+}
+
+
+def run_of(scores):
+    return Run.from_scores(scores, source="some.run")
+
+
+def random_collection(seed, num_queries=60):
+    """Runs whose scores take few values, some queries unjudged, without results or relevance."""
+    rng = np.random.default_rng(seed)
+    qrels, scores = {}, {}
+    for q in range(num_queries):
+        docs = [f"d{i}" for i in rng.permutation(200)]
+        listed = docs[: rng.integers(1, 60)]
+        # 1e-9 apart: alike in float32, apart in float64
+        values = 20 + rng.integers(0, 6, len(listed)) + 1e-9 * rng.integers(0, 3, len(listed))
+        judged = rng.permutation(docs)[: rng.integers(1, 40)]
+        relevance = rng.integers(-1, 4, len(judged)) if q % 7 else np.zeros(len(judged))
+        if q % 10 != 1:
+            scores[f"q{q}"] = dict(zip(listed, values.tolist(), strict=True))
+        if q % 10 != 2:
+            qrels[f"q{q}"] = {str(d): int(r) for d, r in zip(judged, relevance, strict=True)}
+    return qrels, scores
+
+
+def trec_eval(qrels, scores, measures, level=1):
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    return pytrec_eval.RelevanceEvaluator(qrels, set(measures), relevance_level=level).evaluate(
+        scores
+    )
+
+
+def test_numbers_computed_by_hand():
+    # q1 ranks b (0), a (3), an unjudged passage, c (1); q2 ranks e (2) first and misses d (1).
+    run = run_of({"q1": {"b": 9.0, "a": 8.0, "x": 7.0, "c": 6.0}, "q2": {"e": 1.0, "y": 0.5}})
+    figures = evaluate_run(
+        run, QRELS, ["ndcg@10", "ndcg@2", "mrr@10", "mrr@1", "map", "recall@2", "precision@2"]
+    )
+    ideal = 3 + 1 / math.log2(3)
+    expected = {
+        "ndcg@10": [(3 / math.log2(3) + 1 / math.log2(5)) / ideal, 2 / (2 + 1 / math.log2(3))],
+        "ndcg@2": [3 / math.log2(3) / ideal, 2 / (2 + 1 / math.log2(3))],
+        "mrr@10": [1 / 2, 1],
+        "mrr@1": [0, 1],
+        "map": [(1 / 2 + 2 / 4) / 2, 1 / 2],
+        "recall@2": [1 / 2, 1 / 2],
+        "precision@2": [1 / 2, 1 / 2],
+    }
+    for metric, (q1, q2) in expected.items():
+        assert figures.per_query[metric] == pytest.approx({"q1": q1, "q2": q2}), metric
+        assert figures.means[metric] == pytest.approx((q1 + q2) / 2), metric
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_equals_trec_eval_on_ties(seed):
+    qrels, scores = random_collection(seed)
+    theirs = trec_eval(qrels, scores, TREC_EVAL.values())
+    # trec_eval rejects or skips what is not in both; its figure for those is 0 (its option -c).
+    figures = evaluate_run(run_of(scores), qrels, list(TREC_EVAL))
+    for metric, measure in TREC_EVAL.items():
+        for query_id in qrels:
+            expected = theirs.get(query_id, {}).get(measure, 0.0)
+            value = figures.per_query[metric][query_id]
+            assert value == pytest.approx(expected, abs=1e-6), (metric, query_id)
+
+
+def test_equals_trec_eval_at_a_relevance_level():
+    qrels, scores = random_collection(3)
+    pairs = {"mrr-l2": "recip_rank", "map-l2": "map", "recall@10-l2": "recall_10"}
+    theirs = trec_eval(qrels, scores, pairs.values(), level=2)
+    figures = evaluate_run(run_of(scores), qrels, list(pairs))
+    for metric, measure in pairs.items():
+        for query_id, values in theirs.items():
+            value = figures.per_query[metric][query_id]
+            assert value == pytest.approx(values[measure], abs=1e-6), (metric, query_id)
+
+
+def test_mrr_with_a_cutoff_equals_trec_eval_within_it():
+    qrels, scores = random_collection(4)
+    theirs = trec_eval(qrels, scores, ["recip_rank"])
+    figures = evaluate_run(run_of(scores), qrels, ["mrr@3"]).per_query["mrr@3"]
+    for query_id, values in theirs.items():
+        expected = values["recip_rank"] if values["recip_rank"] > 0.3 else 0.0
+        assert figures[query_id] == pytest.approx(expected, abs=1e-6)
+
+
+def test_order_of_lines_and_queries_does_not_matter():
+    qrels, scores = random_collection(5)
+    backwards = {q: dict(reversed(docs.items())) for q, docs in reversed(scores.items())}
+    one = evaluate_run(run_of(scores), qrels, ["ndcg@10"])
+    two = evaluate_run(run_of(backwards), qrels, ["ndcg@10"])
+    assert one.per_query == two.per_query
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "scores"),
+    [
+        ("b", "a", (1.0, 1.0)),
+        ("b", "a", (1.0, 1.0 + 1e-9)),  # alike in float32
+        ("b", "a", (-0.0, 0.0)),
+        ("9", "10", (1.0, 1.0)),  # as strings, not as numbers
+        ("é", "z", (1.0, 1.0)),  # as strcmp on UTF-8
+        ("中", "é", (1.0, 1.0)),
+    ],
+)
+def test_ties_are_broken_as_trec_eval_does(first, second, scores):
+    run = run_of({"q1": dict(zip((first, second), scores, strict=True))})
+    assert evaluate_run(run, {"q1": {first: 1}}, ["mrr"]).means == {"mrr": 1.0}
+    assert evaluate_run(run, {"q1": {second: 1}}, ["mrr"]).means == {"mrr": 0.5}
+
+
+def test_without_results_counts_zero_and_without_judgements_is_left_out():
+    figures = evaluate_run(run_of({"q1": {"a": 1.0}, "q9": {"a": 1.0}}), QRELS, ["mrr"])
+    assert figures.per_query == {"mrr": {"q1": 1.0, "q2": 0.0}}
+    assert figures.means == {"mrr": 0.5}
+    assert list(figures.without_results) == ["q2"]
+    assert list(figures.without_judgements) == ["q9"]
+
+
+def test_negative_relevance_counts_as_none():
+    run = run_of({"q1": {"junk": 2.0, "good": 1.0}})
+    figures = evaluate_run(run, {"q1": {"junk": -2, "good": 1}}, ["ndcg@10", "dcg", "precision@2"])
+    assert figures.means == pytest.approx(
+        {"ndcg@10": 1 / math.log2(3), "dcg": 1 / math.log2(3), "precision@2": 0.5}
+    )
+
+
+def test_queries_without_a_relevant_passage_score_zero():
+    metrics = ["ndcg@10", "mrr", "map", "precision@10", "recall@10", "r-precision", "f1", "hits"]
+    figures = evaluate_run(run_of({"q1": {"a": 1.0}}), {"q1": {"a": 0, "b": -1}}, metrics)
+    assert figures.means == dict.fromkeys(metrics, 0.0)
+
+
+@pytest.mark.parametrize("metric", ["nDCG@10", "ndcg@", "ndcg@ten", ""])
+def test_unknown_metric_names_the_valid_ones(metric):
+    with pytest.raises(InputError) as caught:
+        evaluate_run(run_of({"q1": {"a": 1.0}}), QRELS, [metric])
+    for part in (repr(metric), "ndcg", "mrr", "map", "precision", "recall"):
+        assert part in str(caught.value)
+
+
+def test_qrels_for_other_queries():
+    with pytest.raises(InputError) as caught:
+        evaluate_run(run_of({"other": {"a": 1.0}}), QRELS, ["mrr"])
+    for part in ("some.run", "q1", "other", "give the qrels"):
+        assert part in str(caught.value)
