@@ -190,11 +190,14 @@ def test_output_that_cannot_be_written(files, command):
 
 
 def test_subprocess(files):
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
+    environment.pop("HYDRA_FULL_ERROR", None)  # commands in this process have set it
+
     def evaluate(*arguments):
         return subprocess.run(
             [sys.executable, "-m", "rankdistillm.evaluate", *arguments],
             cwd=files,
-            env={**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"},
+            env=environment,
             capture_output=True,
             text=True,
             check=False,
