@@ -30,7 +30,8 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     An error that is the user's to mend ends as one line on stderr and exit status 1; with
     ``HYDRA_FULL_ERROR=1`` its traceback is shown. In a sweep the other jobs still run.
     """
-    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    asked = os.environ.get("HYDRA_FULL_ERROR")
+    full_error = asked == "1"
     # Hydra then hands its errors on, instead of printing them in its own way.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     mendable = (InputError, HydraException, OmegaConfBaseException)
@@ -65,6 +66,10 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
         if full_error:
             raise
         sys.exit(f"error: {_one_line(error)}")
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if asked is not None:
+            os.environ["HYDRA_FULL_ERROR"] = asked
     if failed:
         sys.exit("\n".join(f"error: {message}" for message in failed))
 

@@ -211,5 +211,5 @@ def read_training_run(config: Mapping[str, Any], seed: int) -> tuple[Run, Qrels]
     run = run.sample_queries(config["num_queries"], seed)
     qrels = read_qrels(config["qrels"]) if config["qrels"] else {}
     if qrels:
-        check_overlap(run, qrels, config["qrels"])
+        check_overlap(run, qrels)
     return run, qrels

@@ -1,10 +1,13 @@
-"""Measure runs: ``python -m rankdistillm.evaluate qrels=… 'runs={name: file, …}'``."""
+"""Measure runs: ``python -m rankdistillm.evaluate`` prints one table of runs and metrics."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+import numpy as np
+from omegaconf import DictConfig, ListConfig
 
 from rankdistillm.cli import run_command
 from rankdistillm.errors import InputError
@@ -13,129 +16,158 @@ from rankdistillm.metrics import Figures, evaluate_run
 from rankdistillm.qrels import read_qrels
 from rankdistillm.runs import Run
 
-ALPHA = 0.05
-EXAMPLE = "qrels=qrels.txt 'runs={bm25: first.run, student: reranked.run}'"
+TEST = "two-sided paired t-test"
+CORRECTION = "Holm"
+EXAMPLES = {
+    "qrels": "qrels=qrels.txt",
+    "runs": "'runs={bm25: first.run, student: reranked.run}'",
+}
 
 
-def paired_p_values(figures: Mapping[str, Figures], baseline: str, metric: str) -> dict[str, float]:
-    """Holm-corrected p-values of every other run against ``baseline``: run name -> p.
+@dataclass(frozen=True)
+class Significance:
+    """Corrected p-values of the comparisons with ``baseline``: run -> metric -> p."""
 
-    A two-sided paired t-test over the judged queries; Holm (Scandinavian Journal of Statistics,
-    1979) corrects for the number of runs compared. Two runs that nowhere differ have p = 1.
+    baseline: str
+    alpha: float
+    p_values: Mapping[str, Mapping[str, float]]
+
+    def mark(self, name: str, metric: str) -> str:
+        """``*`` where the run differs significantly from the baseline."""
+        return "*" if self.p_values.get(name, {}).get(metric, 1.0) < self.alpha else ""
+
+    @property
+    def caption(self) -> str:
+        """What the mark means: baseline, test, correction, alpha."""
+        return (
+            f"* differs from {self.baseline}: {TEST}, {CORRECTION} correction over the compared "
+            f"runs ({len(self.p_values)}) per metric, alpha = {self.alpha:g}"
+        )
+
+
+def compare(figures: Mapping[str, Figures], baseline: str, alpha: float = 0.05) -> Significance:
+    """Test every run against ``baseline``, query by query, for each metric.
+
+    All runs must have been measured on the same judgements.
     """
-    import numpy as np
-    from scipy.stats import ttest_rel
-
-    base = figures[baseline].per_query[metric]
-    p_values = {}
-    for name, run_figures in figures.items():
-        if name == baseline:
-            continue
-        differences = [
-            run_figures.per_query[metric][query_id] - base[query_id] for query_id in base
+    base = figures[baseline]
+    others = [name for name in figures if name != baseline]
+    if not others:
+        raise InputError(f"nothing to compare with the baseline {baseline}; add a run to runs=")
+    if base.num_queries < 2:
+        raise InputError("a paired test needs two judged queries or more; leave out baseline=")
+    p_values: dict[str, dict[str, float]] = {name: {} for name in others}
+    for metric, values in base.per_query.items():
+        raw = [
+            paired_t_test([figures[name].per_query[metric][q] - v for q, v in values.items()])
+            for name in others
         ]
-        if len(differences) < 2 or np.ptp(differences) == 0:
-            # No spread: the test is not defined. Only differences of zero say "the same".
-            p_values[name] = 1.0 if not any(differences) or len(differences) < 2 else 0.0
-        else:
-            p_values[name] = float(ttest_rel(differences, np.zeros(len(differences))).pvalue)
-    corrected, largest = {}, 0.0
-    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, p_values[name] * (len(p_values) - rank)))
-        corrected[name] = largest
+        for name, p in zip(others, holm(raw), strict=True):
+            p_values[name][metric] = p
+    return Significance(baseline, alpha, p_values)
+
+
+def paired_t_test(differences: Sequence[float]) -> float:
+    """The p-value of the two-sided paired t-test; 1 where no query differs."""
+    from scipy import stats  # late: it takes a noticeable part of a second
+
+    if np.ptp(differences) < 1e-12:  # no spread, and so no t: the same difference everywhere
+        return 1.0 if abs(differences[0]) < 1e-12 else 0.0
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number, step by step from the smallest (Holm, 1979)."""
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for step, i in enumerate(np.argsort(p_values)):
+        largest = max(largest, min(1.0, (len(p_values) - step) * p_values[i]))
+        corrected[i] = largest
     return corrected
 
 
 def format_table(
-    figures: Mapping[str, Figures], metrics: Sequence[str], *, baseline: str | None = None
+    figures: Mapping[str, Figures],
+    metrics: Sequence[str],
+    significance: Significance | None = None,
 ) -> str:
-    """A table for the terminal: a row a run, a column a metric, and what one must know below it."""
-    marked: dict[tuple[str, str], str] = {}
-    if baseline is not None:
-        for metric in metrics:
-            for name, p in paired_p_values(figures, baseline, metric).items():
-                marked[name, metric] = "*" if p < ALPHA else ""
-    width = max(len("run"), *map(len, figures))
-    columns = [max(len(metric), len("0.0000*")) for metric in metrics]
-    heads = (metric.rjust(column) for metric, column in zip(metrics, columns, strict=True))
-    lines = ["  ".join(["run".ljust(width), *heads]).rstrip()]
-    for name, run_figures in figures.items():
-        cells = [
-            f"{run_figures.means[metric]:.4f}{marked.get((name, metric), '') or ' '}".rjust(column)
-            for metric, column in zip(metrics, columns, strict=True)
-        ]
-        lines.append("  ".join([name.ljust(width), *cells]).rstrip())
-    return "\n".join([*lines, *_notes(figures, metrics, baseline)])
+    """Runs as rows, means of metrics as columns; below it the counts and what the marks mean."""
+    rows = [["run", *(f"{metric} " for metric in metrics)]]
+    for name, measured in figures.items():
+        means = measured.means
+        marks = [significance.mark(name, m) if significance else "" for m in metrics]
+        cells = (f"{means[m]:.4f}{mark or ' '}" for m, mark in zip(metrics, marks, strict=True))
+        rows.append([name, *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip()
+        for name, *cells in rows
+    ]
+    lines += ["", f"judged queries: {next(iter(figures.values())).num_queries}"]
+    for name, measured in figures.items():
+        if lacking := len(measured.without_results):
+            lines.append(f"{name}: {lacking} of them without results, counted as 0")
+        if unjudged := len(measured.without_judgements):
+            lines.append(f"{name}: queries without judgements, left out: {unjudged}")
+    if significance:
+        lines.append(significance.caption)
+    return "\n".join(lines)
 
 
-def _notes(
-    figures: Mapping[str, Figures], metrics: Sequence[str], baseline: str | None
-) -> list[str]:
-    judged = len(next(iter(figures.values())).per_query[metrics[0]])
-    notes = [f"{judged} judged queries"]
-    if baseline is not None:
-        notes.append(
-            f"* differs from {baseline}: paired t-test, Holm-corrected for {len(figures) - 1} "
-            f"comparison{'s' * (len(figures) != 2)} a metric, p < {ALPHA}"
-        )
-    for name, run_figures in figures.items():
-        if run_figures.without_results:
-            notes.append(
-                f"{name}: {len(run_figures.without_results)} judged queries without results, "
-                "counted as 0"
-            )
-        if run_figures.without_judgements:
-            notes.append(
-                f"{name}: {len(run_figures.without_judgements)} queries without judgements, "
-                "left out"
-            )
-    return notes
-
-
-def evaluate(config: DictConfig) -> dict[str, Figures]:
-    """Measure ``config.runs`` on ``config.qrels``, print the table, write ``config.output``."""
-    for name in ("qrels", "runs"):
-        if not config[name]:
-            raise InputError(f"{name} is not set; for example: {EXAMPLE}")
-    if not isinstance(config.runs, DictConfig):
-        raise InputError(f"runs={config.runs} does not name the runs; for example: {EXAMPLE}")
-    if not config.metrics:
-        raise InputError("metrics is empty; for example: 'metrics=[ndcg@10,mrr@10]'")
-    if config.baseline is not None and config.baseline not in config.runs:
-        raise InputError(
-            f"baseline={config.baseline} is not one of the runs: {', '.join(map(str, config.runs))}"
-        )
+def evaluate(config: DictConfig) -> None:
+    """Measure the runs that ``config`` (conf/evaluate.yaml) names and print the table."""
+    runs, metrics, baseline = _checked(config)
     qrels = read_qrels(config.qrels)
-    figures = {
-        str(name): evaluate_run(Run.read(path), qrels, config.metrics)
-        for name, path in config.runs.items()
-    }
-    print(format_table(figures, config.metrics, baseline=config.baseline))
-    if config.output is not None:
-        _write(Path(config.output), figures, config)
-    return figures
+    figures = {name: evaluate_run(Run.read(run), qrels, metrics) for name, run in runs.items()}
+    significance = compare(figures, baseline, config.alpha) if baseline is not None else None
+    print(format_table(figures, metrics, significance))
+    if config.output:
+        report = _report(config, runs, figures, significance)
+        with replacing(Path(config.output)) as beside:
+            beside.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _write(path: Path, figures: Mapping[str, Figures], config: DictConfig) -> None:
-    p_values = {}
-    if config.baseline is not None:
-        p_values = {m: paired_p_values(figures, config.baseline, m) for m in config.metrics}
-    contents = {
-        "qrels": str(config.qrels),
-        "baseline": config.baseline,
-        "p_values": p_values,
-        "runs": {
-            name: {
-                "means": run_figures.means,
-                "per_query": run_figures.per_query,
-                "without_results": run_figures.without_results,
-                "without_judgements": run_figures.without_judgements,
-            }
-            for name, run_figures in figures.items()
-        },
-    }
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+def _checked(config: DictConfig) -> tuple[dict[str, str], list[str], str | None]:
+    """The runs (name -> file), metrics and baseline, or an error before anything is read."""
+    for name, example in EXAMPLES.items():
+        if not config[name]:
+            raise InputError(f"{name} is not set; add it, for example {example}")
+    if not isinstance(config.runs, DictConfig):
+        raise InputError(f"runs={config.runs}: give each run a name, as in {EXAMPLES['runs']}")
+    runs = {str(name): str(run) for name, run in config.runs.items()}
+    baseline = None if config.baseline is None else str(config.baseline)
+    if baseline is not None and baseline not in runs:
+        raise InputError(f"baseline={baseline} is not among the runs: {', '.join(runs)}")
+    metrics = config.metrics if isinstance(config.metrics, ListConfig) else [config.metrics]
+    return runs, [str(metric) for metric in metrics], baseline
+
+
+def _report(
+    config: DictConfig,
+    runs: Mapping[str, str],
+    figures: Mapping[str, Figures],
+    significance: Significance | None,
+) -> dict[str, Any]:
+    """Everything that the table sums up, for JSON."""
+    report: dict[str, Any] = {"qrels": str(config.qrels), "runs": {}}
+    if significance:
+        report |= {
+            "baseline": significance.baseline,
+            "test": TEST,
+            "correction": CORRECTION,
+            "alpha": significance.alpha,
+        }
+    for name, measured in figures.items():
+        report["runs"][name] = {
+            "run": runs[name],
+            "means": measured.means,
+            "without_results": measured.without_results,
+            "without_judgements": measured.without_judgements,
+            "per_query": measured.per_query,
+        }
+        if significance and name in significance.p_values:
+            report["runs"][name]["p_values"] = significance.p_values[name]
+    return report
 
 
 def main() -> None:

@@ -1,10 +1,16 @@
-"""Effectiveness of runs: the one place that touches ranx."""
+"""The figures of a run: ranx computes them, on rankings whose ties are broken as trec_eval does.
+
+This is the one place that touches ranx.
+"""
 
 import logging
-import os
-from collections.abc import Sequence
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -14,85 +20,137 @@ from rankdistillm.runs import RankedList, Run
 
 log = logging.getLogger(__name__)
 
+# ranx also has bpref, which it makes NaN for a query without a passage that is judged not relevant,
+# and rbp, which it computes from graded instead of binary relevance: neither is trec_eval's figure.
 NAMES = (
-    "ndcg, ndcg_burges, dcg, dcg_burges, mrr, map, precision, recall, f1, hits, hit_rate, "
-    "r-precision, bpref, rbp.P; all but the last three may end in @K, and each in -lL, the lowest "
-    "relevance that counts"
+    "ndcg",
+    "ndcg_burges",
+    "dcg",
+    "dcg_burges",
+    "mrr",
+    "map",
+    "precision",
+    "recall",
+    "r-precision",
+    "f1",
+    "hit_rate",
+    "hits",
 )
+METRIC = re.compile(r"(?P<name>.+?)(@(?P<cutoff>[1-9]\d*))?(-l(?P<level>[1-9]\d*))?")
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a run reaches on some judgements.
+    """What a run reaches on the judged queries.
 
-    ``per_query``: metric -> query_id -> value, over all judged queries; ``without_results``: judged
-    queries that the run lacks (each counts 0); ``without_judgements``: queries of the run that
-    nobody judged (left out).
+    ``per_query`` maps metric -> query_id -> value, over all judged queries: one of
+    ``without_results`` counts 0. The queries in ``without_judgements`` are left out.
     """
 
-    per_query: dict[str, dict[str, float]]
-    without_results: list[str]
-    without_judgements: list[str]
+    per_query: Mapping[str, Mapping[str, float]]
+    without_results: tuple[str, ...] = ()
+    without_judgements: tuple[str, ...] = ()
 
     @property
     def means(self) -> dict[str, float]:
-        """metric -> mean over the judged queries."""
-        return {m: float(np.mean(list(values.values()))) for m, values in self.per_query.items()}
+        """Metric -> mean over the judged queries."""
+        return {metric: fmean(values.values()) for metric, values in self.per_query.items()}
+
+    @property
+    def num_queries(self) -> int:
+        """How many queries the means are over."""
+        return len(next(iter(self.per_query.values())))
 
 
 def evaluate_run(run: Run, qrels: Qrels, metrics: Sequence[str]) -> Figures:
-    """Measure a run as trec_eval does (with ``-c``), metrics named as ranx spells them.
+    """Measure a run against judgements.
 
-    Equal scores (as float32) are ordered by descending doc_id before ranx sees them, which else
-    orders them as it likes. A negative relevance counts as 0.
+    ``metrics`` are spelled as in ranx: a name, maybe a cut-off, maybe the least relevance that
+    counts (1 by default): ``ndcg@10``, ``mrr``, ``recall@100-l2``. Passages are ranked by score in
+    float32, equal scores by descending doc_id; the run's own ranks do not matter. A negative
+    relevance counts as 0. The figures are those of trec_eval.
 
-    Raises `InputError` for a metric that ranx does not know and for judgements of other queries.
+    Raises `InputError` for an unknown metric and for a run without any judged query.
     """
+    parsed = {metric: _parse(metric) for metric in metrics}
+    if not parsed:
+        raise InputError("no metrics to compute; give some, for example metrics=[ndcg@10,mrr@10]")
     check_overlap(run, qrels)
-    shared = [query_id for query_id in qrels if query_id in run]
-    values = _ranx(
-        {q: {d: max(0, relevance) for d, relevance in qrels[q].items()} for q in shared},
-        {q: _without_ties(run[q]) for q in shared},
-        metrics,
-    )
+    judged_results = [query_id for query_id in qrels if run.get(query_id)]
+    functions = _ranx_functions({name for name, _, _ in parsed.values()})
+
+    from numba.core.errors import NumbaWarning
+    from numba.typed import List
+
+    pairs = [_ranx_arrays(run[query_id], qrels[query_id]) for query_id in judged_results]
+    ranx_qrels, ranx_run = (List(arrays) for arrays in zip(*pairs, strict=True))
+    per_query = {}
+    with warnings.catch_warnings():
+        # The compiler comments on ranx's own code; nothing that a user could mend.
+        warnings.simplefilter("ignore", NumbaWarning)
+        for metric, (name, cutoff, level) in parsed.items():
+            values = functions[name](ranx_qrels, ranx_run, cutoff, level)
+            per_query[metric] = dict.fromkeys(qrels, 0.0)
+            per_query[metric].update(zip(judged_results, values.tolist(), strict=True))
     return Figures(
-        {
-            metric: {query_id: found.get(query_id, 0.0) for query_id in qrels}
-            for metric, found in values.items()
-        },
-        [query_id for query_id in qrels if query_id not in run],
-        [query_id for query_id in run if query_id not in qrels],
+        per_query,
+        without_results=tuple(query_id for query_id in qrels if not run.get(query_id)),
+        without_judgements=tuple(query_id for query_id in run if query_id not in qrels),
     )
 
 
-def _without_ties(ranked: RankedList) -> dict[str, float]:
-    """Strictly falling scores in the order of trec_eval, which reads scores as float32."""
-    scores = ranked.scores.astype(np.float32)
-    order = sorted(range(len(ranked)), key=lambda i: (scores[i], ranked.doc_ids[i]), reverse=True)
-    return {ranked.doc_ids[i]: float(len(order) - place) for place, i in enumerate(order)}
+def trec_order(ranked: RankedList) -> list[str]:
+    """The doc_ids in the order in which trec_eval sees them.
+
+    It reads scores as float32, and ranks by descending score, then by descending doc_id.
+    """
+    with np.errstate(over="ignore"):  # beyond float32 all scores are alike, as in trec_eval
+        scores = ranked.scores.astype(np.float32).tolist()
+    by_score = sorted(zip(scores, ranked.doc_ids, strict=True), reverse=True)
+    return [doc_id for _, doc_id in by_score]
 
 
-def _ranx(
-    qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]], metrics: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    import ranx  # late: it takes seconds, and compiles at first use
-
-    if not _is_compiled(Path(ranx.__file__).parent):
-        log.info("compiling the metrics for the first time: about 40 seconds, once")
-    ranx_run = ranx.Run(run)
-    try:
-        ranx.evaluate(ranx.Qrels(qrels), ranx_run, list(metrics))
-    except ValueError as error:
+def _parse(metric: str) -> tuple[str, int, int]:
+    """Name, cut-off (0: none) and least relevance of a metric."""
+    match = METRIC.fullmatch(metric)
+    if not match or match["name"] not in NAMES:
         raise InputError(
-            f"metrics={list(metrics)}: not known to ranx ({error}); choose among {NAMES}"
-        ) from error
-    return {
-        metric: {query_id: float(value) for query_id, value in scores.items()}
-        for metric, scores in ranx_run.scores.items()
-    }
+            f"unknown metric {metric!r}; take one of {', '.join(NAMES)}, maybe with a cut-off "
+            "(ndcg@10) and the least relevance that counts (recall@100-l2)"
+        )
+    if match["name"] == "r-precision" and match["cutoff"]:
+        raise InputError(f"{metric}: r-precision has its own cut-off; write r-precision")
+    return match["name"], int(match["cutoff"] or 0), int(match["level"] or 1)
 
 
-def _is_compiled(package: Path) -> bool:
-    """Whether numba has left its index of compiled functions where it looks for it."""
-    cache = os.environ.get("NUMBA_CACHE_DIR")
-    return any(Path(cache or package).rglob("*.nbi"))
+def _ranx_functions(names: set[str]) -> dict[str, Callable[..., np.ndarray]]:
+    """ranx's functions of (qrels, run, cut-off, least relevance) -> values ``[queries]``.
+
+    They stand below `ranx.evaluate`, which goes through dictionaries that take much longer to
+    compile than the metrics themselves.
+    """
+    import ranx.metrics  # late: it takes seconds
+
+    functions = {name: ranx.metrics.metric_switch(name) for name in names}
+    cache = Path(ranx.metrics.common.clean_qrels.stats.cache_path)
+    # The compiled form of ranx/metrics/ndcg.py is cached as ndcg.*.nbi.
+    modules = [sys.modules[function.__module__] for function in functions.values()]
+    if not all(any(cache.glob(f"{Path(module.__file__ or '').stem}.*.nbi")) for module in modules):
+        log.info("compiling ranx's metrics once, about 10 s; cached afterwards")
+    return functions
+
+
+def _ranx_arrays(ranked: RankedList, judged: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Judgements and ranking of a query as ranx's ``[n, 2]`` arrays of (document, value).
+
+    Both are sorted by descending value. Documents are numbered, -1 for all that are not judged:
+    ranx itself would hash the ids into 53 bits.
+    """
+    numbers = {doc_id: number for number, doc_id in enumerate(judged)}
+    relevance = np.array(list(judged.values()), dtype=np.float64).clip(min=0)
+    best_first = np.argsort(-relevance, kind="stable")
+    documents = np.array([numbers.get(doc_id, -1) for doc_id in trec_order(ranked)])
+    return (
+        np.column_stack((best_first, relevance[best_first])).astype(np.float64),
+        np.column_stack((documents, -np.arange(len(documents)))).astype(np.float64),
+    )

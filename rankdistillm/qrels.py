@@ -1,5 +1,7 @@
 """Relevance judgements: for each query, passage -> relevance, from TREC files or ir_datasets."""
 
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 from rankdistillm.errors import InputError
@@ -47,12 +49,16 @@ def read_qrels(source: str | Path) -> Qrels:
     return qrels
 
 
-def check_overlap(run: Run, qrels: Qrels, source: str | Path = "the judgements") -> None:
+def check_overlap(run: Run, qrels: Qrels) -> None:
     """Raise `InputError` where none of the run's queries is judged."""
     if any(query_id in qrels for query_id in run):
         return
     raise InputError(
-        f"{source}: judges none of the queries of {run.source} (for example "
-        f"{next(iter(qrels), 'none')} there, {next(iter(run), 'none')} here); give the qrels of "
-        "these queries"
+        f"{run.source}: none of its {len(run)} queries ({_examples(run)}) is among the "
+        f"{len(qrels)} judged ones ({_examples(qrels)}); give the qrels of the same queries"
     )
+
+
+def _examples(query_ids: Iterable[str]) -> str:
+    first = list(islice(query_ids, 4))
+    return ", ".join([*first[:3], "..."] if len(first) > 3 else first)

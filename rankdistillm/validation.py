@@ -38,7 +38,7 @@ class JudgedRun:
         queries, docs = texts_of_run(run, config["queries"], config["docs"])
         teacher = Run.read(config["teacher"]) if config["teacher"] else None
         qrels = read_qrels(config["qrels"])
-        check_overlap(run, qrels, config["qrels"])
+        check_overlap(run, qrels)
         return cls(run, teacher, qrels, queries, docs)
 
     @property
