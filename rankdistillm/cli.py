@@ -3,12 +3,13 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -20,8 +21,20 @@ PACKAGE = Path(__file__).parent
 # Inside a wheel the configs lie in the package, in a checkout beside it.
 CONFIGS = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
 
+
+def _varying(overrides: Sequence[str]) -> str:
+    """The overrides of a job that its sweep varies, as a folder's name: ``loss=kl,seed=1``."""
+    parser = OverridesParser.create()
+    given = parser.parse_overrides([a for a in sys.argv[1:] if "=" in a and a[0] != "-"])
+    swept = {override.key_or_group for override in given if override.is_sweep_override()}
+    # A sweeper with parameters of its own leaves no trace on the command line: then name all.
+    varied = [o for o in overrides if parser.parse_override(o).key_or_group in swept] or overrides
+    return ",".join(sorted(varied)).replace("/", "_")
+
+
 # `${package:mini/docs.tsv}`: a file that ships with the package.
 OmegaConf.register_new_resolver("package", lambda name: str(PACKAGE / name), replace=True)
+OmegaConf.register_new_resolver("varying", _varying, replace=True)
 
 
 def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -43,8 +56,8 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
         except mendable as error:
             if full_error or HydraConfig.get().mode != RunMode.MULTIRUN:
                 raise
-            overrides = HydraConfig.get().job.override_dirname
-            failed.append(f"{overrides}: {_one_line(error)}")
+            job_name = _varying(HydraConfig.get().overrides.task)
+            failed.append(f"{job_name}: {_one_line(error)}")
             logging.getLogger(__name__).error(failed[-1])
             return float("nan")
 

@@ -90,7 +90,7 @@ def test_command_writes_the_run_that_the_class_makes(output, command, student, f
     assert list(found) == list(expected)
     for query_id in expected:
         assert found[query_id].doc_ids == expected[query_id].doc_ids
-        assert np.array_equal(found[query_id].scores, expected[query_id].scores)
+        assert np.array_equal(found[query_id].scores.astype(np.float32), expected[query_id].scores)
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,26 @@ import torch
 from safetensors.torch import load_file
 
 from rankdistillm import data as data_module
+from rankdistillm.cli import PACKAGE
 from rankdistillm.runs import Run
 
 # The losses of the first five steps, seed 1, float32. A change that is not meant to change numbers
 # leaves them as they are.
-GOLDEN = {"distill": [], "prefinetune": []}
+GOLDEN = {
+    "distill": [0.69249141, 0.69246358, 0.69328237, 0.69407654, 0.69344419],
+    "prefinetune": [2.07937264, 2.08135009, 2.08052015, 2.08391023, 2.08226562],
+}
 
 
 @pytest.fixture
 def train(command, tiny_bert, tmp_path):
-    def run(*arguments, stage="distill"):
+    def run(*arguments, stage="distill", sweep=False):
         small = ["model.dropout=0", "precision=fp32", "max_steps=5", "optim.learning_rate=1e-3"]
+        if not any(argument.startswith("data=") for argument in arguments):
+            small += ["data.test.run=null", "data.validation.depth=5"]
         return command(
             "train",
+            *(["-m"] if sweep else []),
             *([f"+stage={stage}"] if stage else []),
             f"model.path={tiny_bert}",
             "output=out",
@@ -47,7 +54,8 @@ def test_golden_trajectory_for_every_split_into_micro_batches(stage, budget, tra
 
 
 def test_what_a_training_leaves_and_prints(train, tmp_path):
-    result = train()
+    bm25 = PACKAGE / "mini/test/bm25.run"
+    result = train(f"data.test.run={bm25}")
     assert result.status == 0
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
@@ -66,15 +74,16 @@ def test_the_second_stage_starts_from_the_first(train, tmp_path):
     assert train("output=one", stage="prefinetune").status == 0
     checkpoint = tmp_path / "one/checkpoint"
     assert train("output=two", f"model.path={checkpoint}", "max_steps=1").status == 0
-    assert Run.read("two/before.run")["owls-q1"].scores == pytest.approx(
-        Run.read("one/after.run")["owls-q1"].scores, abs=1e-5
-    )
+    after, before = Run.read("one/after.run"), Run.read("two/before.run")
+    for query_id in after:
+        assert before[query_id].scores == pytest.approx(after[query_id].scores, abs=1e-5)
 
 
 def test_training_learns(train, tmp_path):
-    assert train("max_steps=60", "token_budget=100000").status == 0
+    options = ["data.train.num_queries=4", "data.train.list_size=5", "optim.learning_rate=1e-2"]
+    assert train("max_steps=60", *options).status == 0
     found = losses(tmp_path / "out")
-    assert sum(found[-10:]) < 0.97 * sum(found[:10])
+    assert sum(found[-10:]) < 0.5 * sum(found[:10])
 
 
 def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(train, tmp_path, monkeypatch):
@@ -148,18 +157,15 @@ def test_half_precision_trains_on_the_cpu(precision, train, tmp_path):
 
 
 def test_a_sweep_names_folders_by_what_varies_and_refuses_what_makes_no_sense(train, tmp_path):
-    result = train(
-        "-m", "loss=ranknet,kl,adr_mse,listnet", "max_steps=1", "output=${hydra:runtime.output_dir}"
-    )
+    options = ["max_steps=1", "output=${hydra:runtime.output_dir}"]
+    result = train("loss=ranknet,kl,adr_mse,listnet", *options, sweep=True)
     assert "loss=kl" in result.err
     assert "consumes a score, but data.train.targets=rank" in result.err
     assert "Traceback" not in result.err
     assert result.status != 0
     (sweep,) = (tmp_path / "outputs/distill").iterdir()
     finished = {path.parent.parent.name for path in sweep.glob("*/checkpoint/config.json")}
-    assert sorted(name.split("loss=")[1].split(",")[0] for name in finished) == [
-        "adr_mse", "listnet", "ranknet"
-    ]  # fmt: skip
+    assert finished == {"loss=ranknet", "loss=adr_mse", "loss=listnet"}
 
 
 def test_main_returns_the_validation_metric(train, tmp_path, monkeypatch):
