@@ -159,12 +159,12 @@ def test_queries_without_a_relevant_passage_score_zero():
     "metric", ["nDCG@10", "ndcg@", "ndcg@0", "ndcg@ten", "bpref", "rbp.95", ""]
 )
 def test_unknown_metric_names_the_valid_ones(metric):
-    with pytest.raises(InputError, match=f"unknown metric '{metric}'.*ndcg.*mrr.*recall@100-l2"):
+    with pytest.raises(InputError, match=rf"unknown metric '{metric}'.*ndcg.*mrr.*recall@100-l2"):
         evaluate_run(run_of({"q1": {"a": 1.0}}), QRELS, [metric])
 
 
 def test_cutoff_that_ranx_would_ignore():
-    with pytest.raises(InputError, match="r-precision@10: .*write r-precision"):
+    with pytest.raises(InputError, match=r"r-precision@10: .*write r-precision"):
         evaluate_run(run_of({"q1": {"a": 1.0}}), QRELS, ["r-precision@10"])
 
 

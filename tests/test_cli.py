@@ -1,0 +1,71 @@
+"""The commands in processes of their own, from the checkout and from an installed wheel."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from rankdistillm.cli import CONFIGS, PACKAGE
+
+QUICK = ["data.test.run=null", "data.validation.depth=5", "data.train.num_queries=8", "max_steps=2"]
+
+
+def run(*arguments, cwd, **environment):
+    inherited = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", *map(str, arguments)],
+        cwd=cwd,
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_train_in_a_process_of_its_own(tiny_bert, tmp_path):
+    result = run(
+        "rankdistillm.train", "+stage=distill", f"model.path={tiny_bert}", *QUICK, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    (output,) = (tmp_path / "outputs/distill").iterdir()
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 2]
+    assert (output / "checkpoint/model.safetensors").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs"}  # no litter
+
+
+def test_an_error_is_one_line_and_a_status(tmp_path):
+    result = run("rankdistillm.train", "+stage=distill", "loss=focal", cwd=tmp_path)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "Could not find 'loss/focal'" in line
+    assert "adr_mse" in line
+    full = run("rankdistillm.train", "loss=focal", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert "Traceback" in full.stderr
+
+
+@pytest.mark.slow
+def test_a_wheel_runs_in_an_empty_folder(tiny_bert, tmp_path):
+    checkout = PACKAGE.parent
+    if CONFIGS.parent == PACKAGE:
+        pytest.skip("this is an installed package, there is no checkout to build from")
+    built = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, checkout],
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    empty.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.startswith("tests/")]
+        archive.extractall(installed)
+    arguments = ("+stage=distill", f"model.path={tiny_bert}", *QUICK)
+    result = run("rankdistillm.train", *arguments, cwd=empty, PYTHONPATH=str(installed))
+    assert result.returncode == 0, result.stderr
+    (config,) = (empty / "outputs/distill").glob("*/config.yaml")
+    assert str(installed / "rankdistillm/mini") in config.read_text()

@@ -1,0 +1,103 @@
+"""Every command and every snippet of the README runs."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from rankdistillm.cli import PACKAGE
+from rankdistillm.qrels import read_qrels
+from rankdistillm.runs import Run
+
+README = PACKAGE.parent / "README.md"
+pytestmark = pytest.mark.skipif(not README.exists(), reason="installed without its README")
+
+DEMO = "python -m rankdistillm.train +stage=distill"
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+def commands():
+    return [line for block in blocks("sh") for line in block.splitlines()]
+
+
+def run(command, folder):
+    arguments = shlex.split(command)
+    assert arguments[0] == "python"
+    environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+    return subprocess.run(
+        [sys.executable, *arguments[1:]],
+        cwd=folder,
+        env=environment | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_two_set_up_commands_are_what_ci_runs():
+    install_demo, install_test = (line for line in commands() if line.startswith("pip"))
+    assert install_demo == f"pip install -c constraints.txt -e '.[demo]' && {DEMO}"
+    assert install_test == "pip install -c constraints.txt -e '.[demo,test]' && pytest"
+    ci = (README.parent / ".ci/run").read_text()
+    assert "-c constraints.txt -e '.[demo,test]'" in ci
+
+
+def test_every_file_of_the_tree_exists():
+    tree = README.read_text().split("Read the package in this order:")[1].split("\n## ")[0]
+    names = re.findall(r"[a-z_]+\.(?:py|yaml)", tree)
+    assert len(names) > 20
+    for name in names:
+        folder = PACKAGE.parent / "conf" if name.endswith("yaml") else PACKAGE
+        assert (folder / name).exists(), name
+    listed = set(names)
+    assert {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"} <= listed
+
+
+@pytest.mark.slow
+def test_the_demo_gains_and_the_snippets_run(tmp_path, monkeypatch, capsys):
+    result = run(DEMO, tmp_path)
+    assert result.returncode == 0, result.stderr
+    figures = dict(
+        re.findall(r"^(bm25|teacher|student before|student after) +(0\.\d+)", result.stdout, re.M)
+    )
+    before, after = float(figures["student before"]), float(figures["student after"])
+    assert after > before + 0.15
+    assert after > float(figures["bm25"]) + 0.03
+    (student,) = (tmp_path / "outputs/distill").glob("*/checkpoint")
+    student.rename(tmp_path / "student")
+    monkeypatch.chdir(tmp_path)
+    first, second = blocks("python")
+    exec(first, {})
+    best = capsys.readouterr().out.splitlines()[0]
+    assert best.startswith("1. ")
+    assert "Yeast that is too cold" in best
+    exec(second, {})
+
+
+@pytest.mark.slow
+def test_your_own_data_in_five_lines(tmp_path):
+    mini = PACKAGE / "mini"
+    queries = sorted(Run.read(mini / "train/bm25.run"))[:10]
+    (tmp_path / "docs.tsv").write_text((mini / "docs.tsv").read_text())
+    (tmp_path / "queries.tsv").write_text((mini / "train/queries.tsv").read_text())
+    Run.read(mini / "train/bm25.run").select(queries).write(tmp_path / "first.run")
+    Run.read(mini / "train/teacher.run").select(queries).write(tmp_path / "teacher.run")
+    judged = read_qrels(mini / "train/qrels.txt")
+    lines = [f"{q} 0 {d} {r}\n" for q in queries for d, r in judged[q].items()]
+    for name in ("qrels.txt", "train.qrels"):
+        (tmp_path / name).write_text("".join(lines))
+    own = [line for line in commands() if line.startswith("python")]
+    assert len(own) == 5
+    for line in own:
+        # The sweep is over full trainings: one step of each shows that it runs.
+        limits = " max_steps=1 data.test.run=null data.validation.depth=5"
+        result = run(line + limits * (" -m " in line.split("rankdistillm.train")[-1]), tmp_path)
+        assert result.returncode == 0, (line, result.stderr)
+    assert len(Run.read(tmp_path / "reranked.run")) == 10
+    sweep = {p.name for p in (tmp_path / "outputs/distill").glob("sweep_*/*") if p.is_dir()}
+    assert sweep == {f"loss={loss},seed={s}" for loss in ("adr_mse", "ranknet") for s in (1, 2, 3)}
