@@ -186,6 +186,19 @@ def test_without_validation_the_last_student_is_kept(train, tmp_path):
     assert not (tmp_path / "out/validation.run").exists()
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "loss=weighted_sum",
+        "loss=kl data.train.transform=log2_rank",
+        "loss=lambda data.train.targets=relevance",
+    ],
+)
+def test_losses_that_need_other_targets_or_sum_others(loss, train, tmp_path):
+    assert train(*loss.split(), "max_steps=1").status == 0
+    assert losses(tmp_path / "out")[0] > 0
+
+
 @pytest.mark.slow
 def test_wandb_offline_needs_no_account(train, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

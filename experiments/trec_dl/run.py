@@ -28,7 +28,7 @@ METRIC = "ndcg@10"
 
 PREFINETUNE = "epochs=2 queries_per_step=8 optim.learning_rate=1e-4"
 DISTILL = (
-    "epochs=3 queries_per_step=8 optim.learning_rate=2e-4 data.train.sampling=random "
+    "epochs=3 queries_per_step=8 optim.learning_rate=2e-4 data.train.sampling=top_and_random "
     "data.train.list_size=16"
 )
 STUDENTS = {
