@@ -143,10 +143,10 @@ def train(config: DictConfig) -> float | None:
     # ---- sum up
     if validation is None:
         save_student(model, output / "checkpoint")
+    log.info("student: %s", output / "checkpoint")
     if judged:
         best = CrossEncoder.from_pretrained(output / "checkpoint", **placed)
         _print_gain(judged, best, config.validation.metric, output)
-    log.info("student: %s", output / "checkpoint")
     return place["best"]
 
 
