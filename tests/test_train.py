@@ -14,7 +14,7 @@ from rankdistillm.runs import Run
 # The losses of the first five steps, seed 1, float32. A change that is not meant to change numbers
 # leaves them as they are.
 GOLDEN = {
-    "distill": [0.69249141, 0.69246358, 0.69328237, 0.69407654, 0.69344419],
+    "distill": [0.69242316, 0.69324851, 0.69373327, 0.69450897, 0.69418192],
     "prefinetune": [2.07937264, 2.08135009, 2.08052015, 2.08391023, 2.08226562],
 }
 
