@@ -72,7 +72,7 @@ def evaluate_run(run: Run, qrels: Qrels, metrics: Sequence[str]) -> Figures:
 
     Raises `InputError` for an unknown metric and for a run without any judged query.
     """
-    parsed = {metric: _parse(metric) for metric in metrics}
+    parsed = {metric: parse_metric(metric) for metric in metrics}
     if not parsed:
         raise InputError("no metrics to compute; give some, for example metrics=[ndcg@10,mrr@10]")
     check_overlap(run, qrels)
@@ -110,8 +110,8 @@ def trec_order(ranked: RankedList) -> list[str]:
     return [doc_id for _, doc_id in by_score]
 
 
-def _parse(metric: str) -> tuple[str, int, int]:
-    """Name, cut-off (0: none) and least relevance of a metric."""
+def parse_metric(metric: str) -> tuple[str, int, int]:
+    """Name, cut-off (0: none) and least relevance of a metric; `InputError` for an unknown one."""
     match = METRIC.fullmatch(metric)
     if not match or match["name"] not in NAMES:
         raise InputError(

@@ -194,9 +194,19 @@ def _cpu_has_bf16() -> bool:
     )
 
 
-def default_device() -> torch.device:
-    """CUDA if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device_of(name: str | torch.device) -> torch.device:
+    """``auto``: CUDA if there is one, else the CPU; any other name as torch spells it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device={name} is not a device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device={name}: torch sees {torch.cuda.device_count()} CUDA devices; use device=auto"
+        )
+    return device
 
 
 def locate(path: str) -> str:

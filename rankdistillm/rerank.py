@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from rankdistillm.cli import run_command
 from rankdistillm.errors import InputError
-from rankdistillm.model import CrossEncoder, default_device
+from rankdistillm.model import CrossEncoder, device_of
 from rankdistillm.runs import Run
 from rankdistillm.texts import texts_of_run
 from rankdistillm.tokens import TokenisedTexts
@@ -43,7 +43,7 @@ class Reranker:
         cls,
         path: str | Path,
         *,
-        device: torch.device | str | None = None,
+        device: torch.device | str = "auto",
         precision: str = "auto",
         query_length: int | None = None,
         doc_length: int | None = None,
@@ -59,7 +59,7 @@ class Reranker:
                 path,
                 query_length=query_length,
                 doc_length=doc_length,
-                device=device or default_device(),
+                device=device_of(device),
                 precision=precision,
             )
         )
@@ -153,7 +153,7 @@ def rerank(config: DictConfig) -> None:
     queries, docs = texts_of_run(run, config.data.queries, config.data.docs)
     reranker = Reranker.from_pretrained(
         config.model.path,
-        device=None if config.device == "auto" else config.device,
+        device=config.device,
         precision=config.precision,
         query_length=config.model.query_length,
         doc_length=config.model.doc_length,

@@ -25,7 +25,8 @@ from rankdistillm.data import TrainingData, read_training_run
 from rankdistillm.errors import InputError
 from rankdistillm.evaluate import format_table
 from rankdistillm.gradients import accumulate_gradients
-from rankdistillm.model import CrossEncoder, default_device
+from rankdistillm.metrics import parse_metric
+from rankdistillm.model import CrossEncoder, device_of
 from rankdistillm.optim import make_optimizer, make_schedule
 from rankdistillm.runs import Run
 from rankdistillm.targets import check_pairing
@@ -47,6 +48,9 @@ def train(config: DictConfig) -> float | None:
     # ---- read: whatever is wrong with the input shows here, before anything is computed
     if config.stage not in STAGES:
         raise InputError(f"no stage: add {' or '.join(f'+stage={stage}' for stage in STAGES)}")
+    _check_numbers(config)
+    parse_metric(config.validation.metric)
+    device = device_of(config.device)
     loss = instantiate(config.loss)
     check_pairing(loss, config.data.train.targets, config.data.train.transform)
     output = _make_output_folder(config)
@@ -57,7 +61,6 @@ def train(config: DictConfig) -> float | None:
 
     # ---- prepare
     torch.manual_seed(config.seed)
-    device = default_device() if config.device == "auto" else torch.device(config.device)
     placed = {"device": device, "precision": config.precision}
     model = CrossEncoder.from_pretrained(**config.model, **placed)
     data = TrainingData(
@@ -148,6 +151,19 @@ def train(config: DictConfig) -> float | None:
         best = CrossEncoder.from_pretrained(output / "checkpoint", **placed)
         _print_gain(judged, best, config.validation.metric, output)
     return place["best"]
+
+
+def _check_numbers(config: DictConfig) -> None:
+    whole = ("queries_per_step", "token_budget", "data.train.list_size")
+    optional = ("max_steps", "validation.every", "validation.patience", "checkpoint.every")
+    for name in (*whole, *optional):
+        value = OmegaConf.select(config, name)
+        if value is None and name in optional:
+            continue
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name}={value} is not a whole number from 1 on")
+    if not isinstance(config.epochs, int | float) or config.epochs <= 0:
+        raise InputError(f"epochs={config.epochs} is not a number above 0")
 
 
 def _make_output_folder(config: DictConfig) -> Path:

@@ -223,6 +223,13 @@ def test_wandb_offline_needs_no_account(train, tmp_path, monkeypatch):
         (["epoch=3"], "epoch"),
         (["optim.learning_rate=1e30", "optim.warmup=0"], "diverged; lower optim.learning_rate"),
         (["data=local"], "data.train.run"),
+        (["device=gpu"], "device=gpu is not a device; use auto, cpu, cuda or cuda:N"),
+        (["device=cuda:99"], "device=cuda:99: torch sees"),
+        (["token_budget=much"], "token_budget=much is not a whole number from 1 on"),
+        (["queries_per_step=0"], "queries_per_step=0 is not a whole number from 1 on"),
+        (["max_steps=0"], "max_steps=0 is not a whole number"),
+        (["epochs=0"], "epochs=0 is not a number above 0"),
+        (["validation.metric=foo"], "unknown metric 'foo'"),
     ],
 )
 def test_bad_input_ends_in_one_line(arguments, said, train):
