@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from rankdistillm.cli import run_command
+from rankdistillm.devices import device_of
 from rankdistillm.errors import InputError
-from rankdistillm.model import CrossEncoder, device_of
+from rankdistillm.model import CrossEncoder
 from rankdistillm.runs import Run
 from rankdistillm.texts import texts_of_run
 from rankdistillm.tokens import TokenisedTexts

@@ -22,11 +22,12 @@ from tqdm import tqdm
 from rankdistillm.checkpoint import load_state, save_state, save_student
 from rankdistillm.cli import run_command
 from rankdistillm.data import TrainingData, read_training_run
+from rankdistillm.devices import device_of
 from rankdistillm.errors import InputError
 from rankdistillm.evaluate import format_table
 from rankdistillm.gradients import accumulate_gradients
 from rankdistillm.metrics import parse_metric
-from rankdistillm.model import CrossEncoder, device_of
+from rankdistillm.model import CrossEncoder
 from rankdistillm.optim import make_optimizer, make_schedule
 from rankdistillm.runs import Run
 from rankdistillm.targets import check_pairing

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -122,7 +123,7 @@ def command(
 ) -> Callable[..., Command]:
     """Run ``python -m rankdistillm.MODULE ARGUMENTS`` in this process, in an empty folder.
 
-    `test_cli.py` runs the same in a process of its own.
+    `process` runs the same in a process of its own.
     """
     monkeypatch.chdir(tmp_path)
 
@@ -141,5 +142,24 @@ def command(
         finally:
             monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         return Command(status, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def process() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``python ARGUMENTS`` in a process of its own, with this package first on its path."""
+
+    def run(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        # Commands in this process have set HYDRA_FULL_ERROR.
+        inherited = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=cwd,
+            env={**inherited, "PYTHONPATH": str(PACKAGE.parent), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     return run

@@ -1,9 +1,6 @@
 """The commands in processes of their own, from the checkout and from an installed wheel."""
 
 import json
-import os
-import subprocess
-import sys
 import zipfile
 
 import pytest
@@ -11,23 +8,11 @@ import pytest
 from rankdistillm.cli import CONFIGS, PACKAGE
 
 QUICK = ["data.test.run=null", "data.validation.depth=5", "data.train.num_queries=8", "max_steps=2"]
+TRAIN = ("-W", "ignore", "-m", "rankdistillm.train")
 
 
-def run(*arguments, cwd, **environment):
-    inherited = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", *map(str, arguments)],
-        cwd=cwd,
-        env=inherited | environment,
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_train_in_a_process_of_its_own(tiny_bert, tmp_path):
-    result = run(
-        "rankdistillm.train", "+stage=distill", f"model.path={tiny_bert}", *QUICK, cwd=tmp_path
-    )
+def test_train_in_a_process_of_its_own(process, tiny_bert, tmp_path):
+    result = process(*TRAIN, "+stage=distill", f"model.path={tiny_bert}", *QUICK, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (output,) = (tmp_path / "outputs/distill").iterdir()
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -36,27 +21,23 @@ def test_train_in_a_process_of_its_own(tiny_bert, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}  # no litter
 
 
-def test_an_error_is_one_line_and_a_status(tmp_path):
-    result = run("rankdistillm.train", "+stage=distill", "loss=focal", cwd=tmp_path)
+def test_an_error_is_one_line_and_a_status(process, tmp_path):
+    result = process(*TRAIN, "+stage=distill", "loss=focal", cwd=tmp_path)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
     assert "Could not find 'loss/focal'" in line
     assert "adr_mse" in line
-    full = run("rankdistillm.train", "loss=focal", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    full = process(*TRAIN, "loss=focal", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert "Traceback" in full.stderr
 
 
 @pytest.mark.slow
-def test_a_wheel_runs_in_an_empty_folder(tiny_bert, tmp_path):
+def test_a_wheel_runs_in_an_empty_folder(process, tiny_bert, tmp_path):
     checkout = PACKAGE.parent
     if CONFIGS.parent == PACKAGE:
         pytest.skip("this is an installed package, there is no checkout to build from")
-    built = subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, checkout],
-        capture_output=True,
-        text=True,
-    )
+    built = process("-m", "build", "--wheel", "--outdir", tmp_path, checkout, cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     installed, empty = tmp_path / "installed", tmp_path / "empty"
@@ -65,7 +46,7 @@ def test_a_wheel_runs_in_an_empty_folder(tiny_bert, tmp_path):
         assert not [name for name in archive.namelist() if name.startswith("tests/")]
         archive.extractall(installed)
     arguments = ("+stage=distill", f"model.path={tiny_bert}", *QUICK)
-    result = run("rankdistillm.train", *arguments, cwd=empty, PYTHONPATH=str(installed))
+    result = process(*TRAIN, *arguments, cwd=empty, PYTHONPATH=str(installed))
     assert result.returncode == 0, result.stderr
     (config,) = (empty / "outputs/distill").glob("*/config.yaml")
     assert str(installed / "rankdistillm/mini") in config.read_text()

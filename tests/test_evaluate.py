@@ -1,15 +1,11 @@
 """The command ``evaluate``: its table, its tests of significance, its file, its errors."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from rankdistillm.cli import PACKAGE
 from rankdistillm.evaluate import format_table
 from rankdistillm.metrics import evaluate_run
 from rankdistillm.runs import Run
@@ -191,19 +187,9 @@ def test_output_that_cannot_be_written(files, command):
 # ---- the real command, in a process of its own
 
 
-def test_subprocess(files):
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
-    environment.pop("HYDRA_FULL_ERROR", None)  # commands in this process have set it
-
+def test_subprocess(files, process):
     def evaluate(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "rankdistillm.evaluate", *arguments],
-            cwd=files,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return process("-m", "rankdistillm.evaluate", *arguments, cwd=files, OMP_NUM_THREADS="1")
 
     before = sorted(files.iterdir())
     good = evaluate("qrels=qrels.txt", runs("bad", "good"), "baseline=bad", "metrics=[ndcg@10]")

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from rankdistillm import model as model_module
+from rankdistillm.devices import autocast_dtype_of
 from rankdistillm.errors import InputError
-from rankdistillm.model import CrossEncoder, autocast_dtype_of, locate
+from rankdistillm.model import CrossEncoder, locate
 from rankdistillm.tokens import TokenisedTexts
 
 QUERIES = ["why do tides turn", "how is bread made", ""]

@@ -1,10 +1,7 @@
 """Every command and every snippet of the README runs."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 
@@ -26,17 +23,10 @@ def commands():
     return [line for block in blocks("sh") for line in block.splitlines()]
 
 
-def run(command, folder):
-    arguments = shlex.split(command)
-    assert arguments[0] == "python"
-    environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
-    return subprocess.run(
-        [sys.executable, *arguments[1:]],
-        cwd=folder,
-        env=environment | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
+def arguments(command):
+    python, *rest = shlex.split(command)
+    assert python == "python"
+    return rest
 
 
 def test_the_two_set_up_commands_are_what_ci_runs():
@@ -59,8 +49,8 @@ def test_every_file_of_the_tree_exists():
 
 
 @pytest.mark.slow
-def test_the_demo_gains_and_the_snippets_run(tmp_path, monkeypatch, capsys):
-    result = run(DEMO, tmp_path)
+def test_the_demo_gains_and_the_snippets_run(process, tmp_path, monkeypatch, capsys):
+    result = process(*arguments(DEMO), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     figures = dict(
         re.findall(r"^(bm25|teacher|student before|student after) +(0\.\d+)", result.stdout, re.M)
@@ -80,7 +70,7 @@ def test_the_demo_gains_and_the_snippets_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_your_own_data_in_five_lines(tmp_path):
+def test_your_own_data_in_five_lines(process, tmp_path):
     mini = PACKAGE / "mini"
     queries = sorted(Run.read(mini / "train/bm25.run"))[:10]
     (tmp_path / "docs.tsv").write_text((mini / "docs.tsv").read_text())
@@ -97,7 +87,7 @@ def test_your_own_data_in_five_lines(tmp_path):
         if line.startswith("python -m rankdistillm.train -m "):
             # The sweep is over full trainings: one step of each shows that it runs.
             line += " max_steps=1 data.test.run=null data.validation.depth=5"
-        result = run(line, tmp_path)
+        result = process(*arguments(line), cwd=tmp_path)
         assert result.returncode == 0, (line, result.stderr)
     assert len(Run.read(tmp_path / "reranked.run")) == 10
     sweep = {p.name for p in (tmp_path / "outputs/distill").glob("sweep_*/*") if p.is_dir()}
