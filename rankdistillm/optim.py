@@ -1,4 +1,8 @@
-"""Parameter groups and learning-rate schedules."""
+"""Parameter groups, learning-rate schedules and averaged weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,3 +53,53 @@ def make_schedule(
         num_warmup_steps=round(warmup * num_steps),
         num_training_steps=num_steps,
     )
+
+
+class WeightAverage:
+    """Exponential moving average of the weights (Polyak & Juditsky, SIAM J. Control Optim. 1992).
+
+    ``decay`` in (0, 1), or None: the weights of the last step are the student's, and nothing here
+    costs anything. The decay of step t (from 1) is ``min(decay, (1 + t) / (10 + t))``, so that the
+    first, untrained weights are soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float | None) -> None:
+        if decay is not None and not 0 < decay < 1:
+            raise InputError(f"optim.ema={decay} is not a decay between 0 and 1, nor null")
+        self.decay = decay
+        self.num_updates = 0
+        weights = [] if decay is None else model.parameters()
+        self.weights: list[torch.Tensor] = [p for p in weights if p.requires_grad]
+        self.averages = [weight.detach().clone() for weight in self.weights]
+
+    def update(self) -> None:
+        """Take in the weights of one more step."""
+        if self.decay is None:
+            return
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Let the model have the averages for its weights inside the ``with`` block."""
+        trained = [weight.detach().clone() for weight in self.weights]
+        try:
+            self._set(self.averages)
+            yield
+        finally:
+            self._set(trained)
+
+    def _set(self, values: list[torch.Tensor]) -> None:
+        with torch.no_grad():
+            for weight, value in zip(self.weights, values, strict=True):
+                weight.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_updates": self.num_updates, "averages": self.averages}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_updates = state["num_updates"]
+        for average, saved in zip(self.averages, state["averages"], strict=True):
+            average.copy_(saved)

@@ -28,7 +28,7 @@ from rankdistillm.evaluate import format_table
 from rankdistillm.gradients import accumulate_gradients
 from rankdistillm.metrics import parse_metric
 from rankdistillm.model import CrossEncoder
-from rankdistillm.optim import make_optimizer, make_schedule
+from rankdistillm.optim import WeightAverage, make_optimizer, make_schedule
 from rankdistillm.runs import Run
 from rankdistillm.targets import check_pairing
 from rankdistillm.texts import texts_of_run
@@ -80,7 +80,14 @@ def train(config: DictConfig) -> float | None:
     optimizer = make_optimizer(model, optim.learning_rate, optim.weight_decay, optim.decay)
     schedule = make_schedule(optimizer, optim.schedule, optim.warmup, len(data))
     scaler = GradScaler(device.type, enabled=model.autocast_dtype == torch.float16)
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    average = WeightAverage(model, optim.ema)
+    parts = {
+        "model": model,
+        "average": average,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "scaler": scaler,
+    }
     place: dict[str, Any] = {"step": 0, "best": None, "validations_since_best": 0}
     if config.resume == "auto":
         place |= load_state(output / "state", **parts) or {}
@@ -118,6 +125,7 @@ def train(config: DictConfig) -> float | None:
             scaler.update()
             if scaler.get_scale() >= scale:  # else fp16 overflowed and the step was left out
                 schedule.step()
+                average.update()
             optimizer.zero_grad(set_to_none=True)
             # =====================================================
 
@@ -133,7 +141,8 @@ def train(config: DictConfig) -> float | None:
                 f"loss {figures['loss']:.4f}, {figures['pairs_per_second']:.0f} pairs/s"
             )
             if validation and _is_due(step + 1, config.validation.every, len(data)):
-                _validate(model, validation, config, output, tracker, place)
+                with average.in_place():
+                    _validate(model, validation, config, output, tracker, place)
             if _is_due(step + 1, config.checkpoint.every, math.inf):
                 save_state(output / "state", **parts, **place)
             patience = config.validation.patience
@@ -146,7 +155,8 @@ def train(config: DictConfig) -> float | None:
 
     # ---- sum up
     if validation is None:
-        save_student(model, output / "checkpoint")
+        with average.in_place():
+            save_student(model, output / "checkpoint")
     log.info("student: %s", output / "checkpoint")
     if judged:
         best = CrossEncoder.from_pretrained(output / "checkpoint", **placed)

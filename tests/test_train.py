@@ -88,6 +88,7 @@ def test_training_learns(train, tmp_path):
 
 def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(train, tmp_path, monkeypatch):
     options = ("checkpoint.every=2", "validation.every=3", "max_steps=7", "model.dropout=0.2")
+    options += ("optim.ema=0.9",)
     assert train("output=whole", *options).status == 0
 
     original = data_module.TrainingData.batch
@@ -180,6 +181,24 @@ def test_main_returns_the_validation_metric(train, tmp_path, monkeypatch):
     assert returned == [metrics(tmp_path / "out")[-1]["validation/ndcg@10"]]
 
 
+@pytest.mark.parametrize(("validated", "num_steps"), [(True, 1), (False, 3)])
+def test_the_student_is_the_average_of_the_weights(validated, num_steps, train, tmp_path):
+    options = ["checkpoint.every=1", "optim.ema=0.3", "data.test.run=null"]
+    if not validated:
+        options.append("data.validation.run=null")
+    assert train("output=start", "max_steps=1", "optim.learning_rate=0", *options).status == 0
+    average = load_file(tmp_path / "start/checkpoint/model.safetensors")["linear.weight"]
+    for step in range(1, num_steps + 1):
+        assert train(f"max_steps={step}", "optim.schedule=constant", *options).status == 0
+        state = torch.load(tmp_path / "out/state/state.pt", weights_only=True)
+        last = state["model"]["linear.weight"]
+        decay = min(0.3, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * last
+    student = load_file(tmp_path / "out/checkpoint/model.safetensors")["linear.weight"]
+    torch.testing.assert_close(student, average)
+    assert not torch.equal(student, last)
+
+
 def test_without_validation_the_last_student_is_kept(train, tmp_path):
     assert train("data.validation.run=null", "data.test.run=null").status == 0
     assert (tmp_path / "out/checkpoint/model.safetensors").exists()
@@ -214,6 +233,7 @@ def test_wandb_offline_needs_no_account(train, tmp_path, monkeypatch):
         (["data.train.list_size=21"], "list_size=21 is above the longest ranked list"),
         (["data.train.sampling=best"], "sampling=best is not one of"),
         (["optim.schedule=steps"], "schedule=steps is not one of constant, linear, cosine"),
+        (["optim.ema=1"], "optim.ema=1 is not a decay between 0 and 1"),
         (["precision=int8"], "precision=int8 is not one of"),
         (["wandb.mode=on"], "wandb.mode=on is not one of disabled, offline, online"),
         (["resume=maybe"], "resume=maybe is not one of auto, never"),
