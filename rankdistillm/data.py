@@ -212,4 +212,12 @@ def read_training_run(config: Mapping[str, Any], seed: int) -> tuple[Run, Qrels]
     qrels = read_qrels(config["qrels"]) if config["qrels"] else {}
     if qrels:
         check_overlap(run, qrels)
+    if config["add_docs_not_in_ranking"]:
+        if config["sampling"] != SINGLE_RELEVANT:
+            raise InputError(
+                "data.train.add_docs_not_in_ranking=true needs data.train.sampling="
+                f"{SINGLE_RELEVANT}, not {config['sampling']}: a passage that the run lacks has no "
+                "rank to learn"
+            )
+        run = run.with_relevant(qrels)
     return run, qrels

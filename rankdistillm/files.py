@@ -75,11 +75,32 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def load_ir_dataset(identifier: str, what: str) -> Any:
     """The ir_datasets data set of that id, or an `InputError` where there is no such id."""
-    import ir_datasets  # late: registering its catalogue takes a noticeable part of a second
-
     try:
-        return ir_datasets.load(identifier)
+        return _catalogue()[identifier]
     except KeyError as error:
         raise InputError(
             f"{identifier}: neither a file nor an ir_datasets id (wanted: {what})"
         ) from error
+
+
+def collection_of(source: str | Path) -> str | None:
+    """The ir_datasets id of the texts that a run ranks, as its name tells; None if it does not.
+
+    A run that is a data set of ir_datasets brings them; a file may name it after the last ``__``
+    with dashes for slashes, as those of the Rank-DistiLLM release do: ``__bm25__cranfield.run.gz``.
+    """
+    _, marked, name = Path(source).name.rpartition("__")
+    name = name.removesuffix(".gz").rpartition(".")[0]
+    for known in _catalogue():
+        if known == str(source) or (marked and known.replace("/", "-") == name):
+            return known
+    return None
+
+
+def _catalogue() -> Any:
+    import ir_datasets  # late: registering its catalogue takes a noticeable part of a second
+
+    from rankdistillm import released
+
+    released.register()
+    return ir_datasets.registry

@@ -16,7 +16,6 @@ from rankdistillm.errors import InputError
 from rankdistillm.model import CrossEncoder
 from rankdistillm.runs import Run
 from rankdistillm.texts import texts_of_run
-from rankdistillm.tokens import TokenisedTexts
 
 log = logging.getLogger(__name__)
 
@@ -48,18 +47,21 @@ class Reranker:
         precision: str = "auto",
         query_length: int | None = None,
         doc_length: int | None = None,
+        retokenise: bool = False,
     ) -> "Reranker":
-        """Load a student: a folder (``outputs/…/checkpoint``) or a hub id.
+        """Load a student or another re-ranker: a folder (``outputs/…/checkpoint``) or a hub id.
 
         ``device`` defaults to CUDA where there is one; ``precision`` is auto, fp32, bf16 or fp16.
-        The lengths, in tokens, default to those that the student was trained with. Raises
-        `InputError` where there is no readable model.
+        The lengths, in tokens, default to those that the student was trained with; ``retokenise``
+        is that of `rankdistillm.tokens.TokenisedTexts`. Raises `InputError` where there is no
+        readable model.
         """
         return cls(
             CrossEncoder.from_pretrained(
                 path,
                 query_length=query_length,
                 doc_length=doc_length,
+                retokenise=retokenise,
                 device=device_of(device),
                 precision=precision,
             )
@@ -112,14 +114,8 @@ class Reranker:
         progress: bool,
     ) -> np.ndarray:
         model = self.model
-        used_queries = {q: queries[q] for q, _ in pairs}
-        used_docs = {d: docs[d] for _, d in pairs}
-        query_tokens = TokenisedTexts(
-            used_queries, model.tokenizer, model.query_length, description="tokenise queries"
-        )
-        doc_tokens = TokenisedTexts(
-            used_docs, model.tokenizer, model.doc_length, description="tokenise passages"
-        )
+        query_tokens = model.tokenise_queries({q: queries[q] for q, _ in pairs})
+        doc_tokens = model.tokenise_docs({d: docs[d] for _, d in pairs})
         scores = np.empty(len(pairs), dtype=np.float32)
         was_training = model.training
         model.eval()
@@ -133,6 +129,8 @@ class Reranker:
                         [(query_tokens[q], doc_tokens[d]) for q, d in window]
                     )
                     for chosen, scored in model.score_chunks(packed):
+                        if model.activation is not None:
+                            scored = model.activation(scored)
                         scores[start + chosen] = scored.cpu().numpy()
                         bar.update(len(chosen))
         finally:
@@ -158,6 +156,7 @@ def rerank(config: DictConfig) -> None:
         precision=config.precision,
         query_length=config.model.query_length,
         doc_length=config.model.doc_length,
+        retokenise=config.model.retokenise,
     )
     log.info("%s: re-ranking %d queries with %s", config.run, len(run), config.model.path)
     reranker.rerank(run, queries, docs).write(config.output)

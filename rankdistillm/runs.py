@@ -156,6 +156,18 @@ class Run(Mapping[str, RankedList]):
         drawn = set(shuffled[:num_queries].tolist())
         return self._with({q: ranked for q, ranked in self.items() if q in drawn})
 
+    def with_relevant(self, qrels: Mapping[str, Mapping[str, int]]) -> "Run":
+        """Append to each list the judged positives that it lacks, below its last passage."""
+        lists = {}
+        for query_id, ranked in self.items():
+            ranked_ids = set(ranked.doc_ids)
+            judged = qrels.get(query_id, {})
+            missing = tuple(d for d, r in judged.items() if r > 0 and d not in ranked_ids)
+            below = ranked.scores[-1] - np.arange(1.0, len(missing) + 1)
+            scores = np.concatenate([ranked.scores, below])
+            lists[query_id] = RankedList(ranked.doc_ids + missing, scores)
+        return self._with(lists)
+
     def select(self, queries: Iterable[str]) -> "Run":
         """Keep these queries (those that the run has), in this run's order."""
         wanted = set(queries)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from rankdistillm.errors import InputError
-from rankdistillm.files import load_ir_dataset, numbered_lines, suffix_of
+from rankdistillm.files import collection_of, load_ir_dataset, numbered_lines, suffix_of
 from rankdistillm.runs import Run
 
 Kind = Literal["query", "doc"]
@@ -52,8 +52,11 @@ def texts_of_run(
     """The texts of all queries and passages of a run: (query_id -> text, doc_id -> text).
 
     ``queries`` and ``docs`` are what `read_texts` takes, or None where the run file itself carries
-    the texts. An id of the run without a text is an `InputError` that names its line in the run.
+    the texts or names their collection (`rankdistillm.files.collection_of`). An id of the run
+    without a text is an `InputError` that names its line in the run.
     """
+    queries = queries or (None if run.queries else collection_of(run.source))
+    docs = docs or (None if run.docs else collection_of(run.source))
     doc_ids = {doc_id for ranked in run.values() for doc_id in ranked.doc_ids}
     query_texts = read_texts(queries, "query", wanted=set(run)) if queries else run.queries
     doc_texts = read_texts(docs, "doc", wanted=doc_ids) if docs else run.docs

@@ -22,24 +22,28 @@ class TokenisedTexts:
     """Texts as flat token ids without special tokens, each cut to ``max_length`` tokens.
 
     ``texts`` maps ids to texts. Equal texts are tokenised once and share their tokens.
+    ``retokenise``: decode what was cut and tokenise it again, as lightning-ir does. The two differ
+    where the decoded text reads otherwise than the original: a cut inside a word, or a clean-up of
+    spaces ("does n't" becomes "doesn't").
     """
 
     def __init__(
-        self, texts: Mapping[str, str], tokenizer: Any, max_length: int, *, description: str
+        self,
+        texts: Mapping[str, str],
+        tokenizer: Any,
+        max_length: int | None,
+        *,
+        retokenise: bool = False,
+        description: str,
     ) -> None:
         distinct = list(dict.fromkeys(texts.values()))
         pieces: list[np.ndarray] = []
         starts = range(0, len(distinct), TEXTS_AT_ONCE)
         for start in tqdm(starts, desc=description, unit_scale=TEXTS_AT_ONCE, disable=None):
-            encoded = tokenizer(
-                distinct[start : start + TEXTS_AT_ONCE],
-                add_special_tokens=False,
-                truncation=True,
-                max_length=max_length,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-            )
-            pieces.extend(np.array(ids, dtype=np.int32) for ids in encoded["input_ids"])
+            tokens = _tokenise(tokenizer, distinct[start : start + TEXTS_AT_ONCE], max_length)
+            if retokenise and max_length is not None:
+                tokens = _tokenise(tokenizer, tokenizer.batch_decode(tokens), None)
+            pieces.extend(np.array(ids, dtype=np.int32) for ids in tokens)
         row_of = {text: row for row, text in enumerate(distinct)}
         self._offsets = np.cumsum([0, *map(len, pieces)])
         self._tokens = np.concatenate([np.empty(0, np.int32), *pieces])
@@ -51,13 +55,27 @@ class TokenisedTexts:
         return self._tokens[self._offsets[row] : self._offsets[row + 1]]
 
 
+def _tokenise(tokenizer: Any, texts: list[str], max_length: int | None) -> list[list[int]]:
+    return tokenizer(
+        texts,
+        add_special_tokens=False,
+        truncation=max_length is not None,
+        max_length=max_length,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # about texts above the model's length: they are cut in the pair
+    )["input_ids"]
+
+
 @dataclass(frozen=True)
 class PairTemplate:
     """The special tokens that a tokeniser puts round a (query, passage) pair.
 
     ``before`` the query, ``between`` the two, ``after`` the passage; each with its token types,
     ``query_type`` and ``doc_type`` being the types of the two texts. ``has_types`` says whether
-    the model takes token types at all.
+    the model takes token types at all. A pair above ``max_length`` tokens (special ones counted;
+    None: no bound) is cut at the end of its longer text first, as transformers'
+    ``truncation="longest_first"`` does.
     """
 
     before: np.ndarray
@@ -69,9 +87,10 @@ class PairTemplate:
     query_type: int
     doc_type: int
     has_types: bool
+    max_length: int | None = None
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Any) -> "PairTemplate":
+    def from_tokenizer(cls, tokenizer: Any, max_length: int | None = None) -> "PairTemplate":
         """Read the template off what the tokeniser itself makes of a small pair."""
         encoded = tokenizer("a", "a")
         sequence = encoded.sequence_ids(0)
@@ -95,6 +114,7 @@ class PairTemplate:
             query_type=int(types[query[0]]),
             doc_type=int(types[doc[0]]),
             has_types=has_types,
+            max_length=max_length,
         )
 
     def pack(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> "PackedPairs":
@@ -103,6 +123,7 @@ class PairTemplate:
         types: list[np.ndarray] = [np.empty(0, np.int32)]
         lengths = []
         for query, doc in pairs:
+            query, doc = self._cut(query, doc)
             parts = (self.before, query, self.between, doc, self.after)
             tokens.extend(parts)
             types.extend(
@@ -120,6 +141,17 @@ class PairTemplate:
             np.concatenate(types) if self.has_types else None,
             np.array(lengths, dtype=np.int64),
         )
+
+    def _cut(self, query: np.ndarray, doc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.max_length is None:
+            return query, doc
+        room = self.max_length - len(self.before) - len(self.between) - len(self.after)
+        if len(query) + len(doc) <= room:
+            return query, doc
+        shorter = min(len(query), len(doc), room // 2)
+        if len(query) <= len(doc):
+            return query[:shorter], doc[: room - shorter]
+        return query[: room - shorter], doc[:shorter]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from rankdistillm.optim import WeightAverage, make_optimizer, make_schedule
 from rankdistillm.runs import Run
 from rankdistillm.targets import check_pairing
 from rankdistillm.texts import texts_of_run
-from rankdistillm.tokens import TokenisedTexts
 from rankdistillm.tracking import Tracker
 from rankdistillm.validation import JudgedRun
 
@@ -67,8 +66,8 @@ def train(config: DictConfig) -> float | None:
     data = TrainingData(
         run,
         qrels,
-        TokenisedTexts(queries, model.tokenizer, model.query_length, description="queries"),
-        TokenisedTexts(docs, model.tokenizer, model.doc_length, description="passages"),
+        model.tokenise_queries(queries),
+        model.tokenise_docs(docs),
         model.template,
         config.data.train,
         queries_per_step=config.queries_per_step,

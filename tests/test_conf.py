@@ -30,8 +30,19 @@ def test_every_combination_composes(stage, data):
             [f"+stage={stage}", f"data={data}", f"model={model}", f"loss={loss}", "output=out"],
         )
         assert config.stage == stage
-        assert config.model.query_length == 32
+        assert config.model.retokenise is False
         assert config.loss == alone[loss]  # no stage leaks its settings into a loss
+
+
+@pytest.mark.parametrize("recipe", names("recipe"))
+def test_recipes_compose_and_the_command_line_wins(recipe):
+    config = compose(
+        "train", [f"+recipe={recipe}", "model=electra_large", "loss=adr_mse", "seed=7"]
+    )
+    assert config.stage == recipe.rpartition("_")[2]
+    assert config.model.path == "google/electra-large-discriminator"
+    assert config.seed == 7
+    assert config.loss == compose("train", ["loss=adr_mse"]).loss
 
 
 def test_stages_choose_a_loss_and_the_command_line_wins():

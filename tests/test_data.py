@@ -123,6 +123,8 @@ def config(folder, **changes):
         "qrels": None,
         "depth": None,
         "num_queries": None,
+        "sampling": "top",
+        "add_docs_not_in_ranking": False,
     } | changes
 
 
@@ -144,3 +146,14 @@ def test_qrels_of_other_queries_are_refused(tmp_path):
         InputError, match=r"none of its 1 queries \(q\) is among the 1 judged ones \(other\)"
     ):
         read_training_run(config(tmp_path, qrels=str(tmp_path / "qrels")), 1)
+
+
+def test_judged_positives_outside_the_run_can_be_the_positive(tmp_path):
+    (tmp_path / "teacher.run").write_text("q Q0 a 1 3 t\nq Q0 b 2 2 t\n")
+    (tmp_path / "qrels").write_text("q 0 x 1\nq 0 b 1\nq 0 y 0\nq 0 z 2\n")
+    options = config(tmp_path, qrels=str(tmp_path / "qrels"), add_docs_not_in_ranking=True)
+    run, _ = read_training_run(options | {"sampling": "single_relevant"}, 1)
+    assert run["q"].doc_ids == ("a", "b", "x", "z")
+    assert run["q"].scores.tolist() == [3, 2, 1, 0]
+    with pytest.raises(InputError, match=r"needs data\.train\.sampling=single_relevant, not top"):
+        read_training_run(options, 1)

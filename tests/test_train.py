@@ -191,7 +191,7 @@ def test_the_student_is_the_average_of_the_weights(validated, num_steps, train, 
     for step in range(1, num_steps + 1):
         assert train(f"max_steps={step}", "optim.schedule=constant", *options).status == 0
         state = torch.load(tmp_path / "out/state/state.pt", weights_only=True)
-        last = state["model"]["linear.weight"]
+        last = state["model"]["network.linear.weight"]
         decay = min(0.3, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * last
     student = load_file(tmp_path / "out/checkpoint/model.safetensors")["linear.weight"]

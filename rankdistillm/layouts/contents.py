@@ -1,0 +1,61 @@
+"""What a checkpoint of any layout gives, and what its layouts have in common."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from rankdistillm.networks import ClassifierNetwork, MonoNetwork
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder or hub id holds.
+
+    ``query_length``, ``doc_length`` and ``max_length`` (of the pair) are in tokens, None for no
+    bound; ``activation`` is what the scores go through when re-ranking, None for nothing.
+    """
+
+    layout: str
+    network: MonoNetwork | ClassifierNetwork
+    tokenizer: Any
+    query_length: int | None
+    doc_length: int | None
+    max_length: int | None
+    activation: nn.Module | None = None
+
+
+def longest_pair(tokenizer: Any, config: Any) -> int | None:
+    """How many tokens of a pair, special ones counted, both tokeniser and positions allow."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= config.pad_token_id + 1  # their positions start behind the padding's
+    limits = [n for n in (tokenizer.model_max_length, positions) if n and n < 1_000_000]
+    return min(limits, default=None)
+
+
+def set_dropout(config: Any, rate: float | None) -> None:
+    if rate is None:
+        return
+    for name, value in config.to_dict().items():
+        if name.endswith(("dropout", "dropout_prob")) and isinstance(value, (int, float)):
+            setattr(config, name, rate)
+
+
+def mono_network(backbone: Any, head: dict[str, Tensor], pooling: str) -> MonoNetwork:
+    # The bias is there if its weights are, whatever the config says.
+    outputs = len(head["weight"]) if head else 1
+    network = MonoNetwork(backbone, pooling=pooling, bias="bias" in head, outputs=outputs)
+    if head:
+        network.linear.load_state_dict(head)
+    return network
+
+
+def mono_tensors(network: MonoNetwork) -> dict[str, Tensor]:
+    head = {f"linear.{name}": tensor for name, tensor in network.linear.state_dict().items()}
+    return network.backbone.state_dict() | head
+
+
+def head_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    prefix = "linear."
+    return {n.removeprefix(prefix): t.float() for n, t in tensors.items() if n.startswith(prefix)}

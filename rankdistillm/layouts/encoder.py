@@ -1,0 +1,50 @@
+"""Encoders as transformers saves them, and our own students: the same and a head, ``linear.*``."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from rankdistillm.layouts.contents import (
+    Checkpoint,
+    head_of,
+    longest_pair,
+    mono_network,
+    mono_tensors,
+    set_dropout,
+)
+from rankdistillm.networks import MonoNetwork
+from rankdistillm.pretrained import find_file, read_tensors, write_files
+
+QUERY_LENGTH, DOC_LENGTH = 32, 256
+
+
+def load(
+    source: str, raw: dict[str, Any], dropout: float | None, attention: str | None
+) -> Checkpoint:
+    config = AutoConfig.from_pretrained(source)
+    set_dropout(config, dropout)
+    backbone = AutoModel.from_pretrained(
+        source, config=config, dtype=torch.float32, attn_implementation=attention
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    ours = raw.get("rankdistillm") or {}
+    head = head_of(read_tensors(source)) if find_file(source, "model.safetensors") else {}
+    network = mono_network(backbone, head, ours.get("pooling", "first"))
+    return Checkpoint(
+        "encoder",
+        network,
+        tokenizer,
+        ours.get("query_length", QUERY_LENGTH),
+        ours.get("doc_length", DOC_LENGTH),
+        longest_pair(tokenizer, backbone.config),
+    )
+
+
+def write(network: MonoNetwork, folder: Path, settings: dict[str, Any]) -> None:
+    """``AutoModel`` reads the folder too; the head is ``linear.*``."""
+    config = network.config.to_dict()
+    config["architectures"] = [type(network.backbone).__name__]
+    config["rankdistillm"] = settings | {"pooling": network.pooling}
+    write_files(folder, config, mono_tensors(network))

@@ -1,0 +1,85 @@
+"""What turns the embedded tokens of pairs into scores: an encoder and what stands on top of it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankdistillm.errors import InputError
+from rankdistillm.first_token import restrict_last_layer
+
+POOLINGS = ("first", "mean", "max", "sum")
+
+
+class MonoNetwork(nn.Module):
+    """Encoder, pooling, one linear layer: monoBERT and monoELECTRA (Nogueira et al., 2019).
+
+    ``pooling`` over the tokens of a pair: ``first``, ``mean``, ``max`` or ``sum``. A head with two
+    outputs (not relevant, relevant) scores by the log-probability of the second. Without dropout in
+    the head.
+    """
+
+    def __init__(
+        self, backbone: Any, *, pooling: str = "first", bias: bool = False, outputs: int = 1
+    ) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise InputError(f"pooling {pooling!r} is not one of {', '.join(POOLINGS)}")
+        backbone.pooler = None  # its output is not used
+        if pooling == "first":
+            restrict_last_layer(backbone)
+        self.backbone: Any = backbone
+        self.pooling = pooling
+        self.linear = nn.Linear(backbone.config.hidden_size, outputs, bias=bias)
+        nn.init.normal_(self.linear.weight, std=0.02)
+
+    @property
+    def config(self) -> Any:
+        """The encoder's configuration."""
+        return self.backbone.config
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
+        """Scores ``[pairs]`` of embedded tokens ``[pairs, tokens, embedding size]``."""
+        states = self.backbone(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, **inputs
+        ).last_hidden_state
+        # Scores are float32 whatever the encoder computes in.
+        with torch.autocast(states.device.type, enabled=False):
+            scores = self.linear(self._pool(states.float(), attention_mask))
+        if scores.shape[-1] == 2:
+            return scores.log_softmax(-1)[:, 1]
+        return scores.squeeze(-1)
+
+    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        if self.pooling == "first":
+            return states[:, 0]
+        real = mask.bool().unsqueeze(-1)
+        if self.pooling == "max":
+            return states.masked_fill(~real, -torch.inf).amax(1)
+        total = states.masked_fill(~real, 0).sum(1)
+        return total if self.pooling == "sum" else total / real.sum(1)
+
+
+class ClassifierNetwork(nn.Module):
+    """A transformers sequence classifier with one label, scored by its logit."""
+
+    def __init__(self, classifier: Any) -> None:
+        super().__init__()
+        # The heads of BERT, ELECTRA and RoBERTa look at the first token alone.
+        restrict_last_layer(classifier.base_model)
+        self.classifier: Any = classifier
+
+    @property
+    def config(self) -> Any:
+        """The classifier's configuration."""
+        return self.classifier.config
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.classifier.get_input_embeddings()
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Scores ``[pairs]``; the inputs are those of `MonoNetwork.forward`."""
+        return self.classifier(**inputs).logits.squeeze(-1).float()

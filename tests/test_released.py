@@ -1,0 +1,248 @@
+"""The release's data sets by id, from a local server that answers as the Hugging Face hub does."""
+
+import gzip
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from rankdistillm import released
+from rankdistillm.errors import InputError
+from rankdistillm.files import collection_of
+from rankdistillm.run_files import write_rows
+
+IDS = [f"msmarco-passage/train/{name}" for name in released.RELEASED]
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Files under ``/datasets/webis/rank-distillm/resolve/main/``, with ranges."""
+
+    files: dict[str, bytes]
+    cut_after: int | None  # the next answer stops after so many bytes, all others at once
+    requests: list[tuple[str, str | None]]
+
+    def do_HEAD(self):
+        self.answer(with_content=False)
+
+    def do_GET(self):
+        self.answer(with_content=True)
+
+    def answer(self, with_content):
+        prefix = f"/datasets/{released.REPOSITORY}/resolve/main/"
+        content = self.files.get(self.path.removeprefix(prefix))
+        if content is None:
+            self.send_error(404)
+            return
+        self.requests.append((self.command, self.headers["Range"]))
+        start = 0
+        if with_content and self.headers["Range"]:
+            start = int(self.headers["Range"].removeprefix("bytes=").partition("-")[0])
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        if with_content:
+            stop = None if self.cut_after is None else start + self.cut_after
+            self.wfile.write(content[start:stop])
+            if stop is not None:
+                Hub.cut_after = 0
+                self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A server with all four files; their checksums stand in the place of the published ones."""
+    files = {}
+    names = dict.fromkeys(file.name for file in released.RELEASED.values())
+    for number, name in enumerate(names):
+        path = tmp_path / "made.parquet"
+        rows = [
+            (query, doc, rank, 10.0 - rank - number)
+            for query in ("q1", "q2")
+            for rank, doc in enumerate(("d1", "d2", "d3"), 1)
+        ]
+        write_rows(path, rows, "tag")
+        files[name] = path.read_bytes()
+    published = {
+        key: released.ReleasedFile(file.name, hashlib.md5(files[file.name]).hexdigest())
+        for key, file in released.RELEASED.items()
+    }
+    Hub.files, Hub.cut_after, Hub.requests = files, None, []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "IR_DATASETS_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    Hub.published = published
+    yield Hub
+    server.shutdown()
+    server.server_close()
+
+
+# In a process of its own: huggingface_hub reads its environment when it is imported.
+FETCH = """
+import json, sys
+import huggingface_hub.constants
+huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 50  # what arrives is kept in such pieces
+from rankdistillm import released
+from rankdistillm.errors import InputError
+published = json.loads(sys.argv[1])
+for name, file in published.items():
+    released.RELEASED[name] = released.ReleasedFile(*file)
+from rankdistillm.runs import Run
+try:
+    run = Run.read("msmarco-passage/train/" + sys.argv[2])
+    print(json.dumps({q: [r.doc_ids, r.scores.tolist()] for q, r in run.items()}))
+except InputError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+@pytest.fixture
+def fetch(hub, process, tmp_path):
+    def run(name):
+        return process("-c", FETCH, json.dumps(hub.published), name, cwd=tmp_path)
+
+    return run
+
+
+@pytest.mark.parametrize("name", released.RELEASED)
+def test_every_id_gives_its_run(name, hub, fetch):
+    result = fetch(name)
+    assert result.returncode == 0, result.stderr
+    number = [*dict.fromkeys(hub.files)].index(released.RELEASED[name].name)
+    scores = [9.0 - number, 8.0 - number, 7.0 - number]
+    assert json.loads(result.stdout) == {q: [["d1", "d2", "d3"], scores] for q in ("q1", "q2")}
+
+
+def test_a_second_call_takes_the_file_that_is_there(hub, fetch):
+    assert fetch("rank-distillm-colbert").returncode == 0
+    hub.requests.clear()
+    assert fetch("rank-distillm-colbert").returncode == 0
+    assert not hub.requests
+
+
+def test_a_wrong_checksum_is_said_and_nothing_is_kept(hub, fetch, tmp_path):
+    right = hub.published["rank-distillm-colbert"]
+    hub.published["rank-distillm-colbert"] = released.ReleasedFile(right.name, "0" * 32)
+    result = fetch("rank-distillm-colbert")
+    assert result.returncode != 0
+    assert f"has md5 {right.md5}, not {'0' * 32}" in result.stderr
+    assert not list((tmp_path / "home").rglob("*.parquet"))
+    hub.published["rank-distillm-colbert"] = right
+    assert fetch("rank-distillm-colbert").returncode == 0
+
+
+@pytest.mark.slow  # huggingface_hub tries a broken connection five times, with pauses
+def test_a_broken_connection_is_said_and_a_second_call_goes_on(hub, fetch, tmp_path):
+    hub.cut_after = 100
+    result = fetch("rank-distillm-rankzephyr")
+    assert result.returncode != 0
+    assert "could not be fetched" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list((tmp_path / "home").rglob("*.parquet"))
+    hub.cut_after = None
+    hub.requests.clear()
+    assert fetch("rank-distillm-rankzephyr").returncode == 0
+    ranges = [asked for method, asked in hub.requests if method == "GET"]
+    assert ranges == ["bytes=100-"]
+
+
+@pytest.mark.slow
+def test_no_connection_is_said(hub, fetch, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    result = fetch("rank-distillm-rankzephyr")
+    assert result.returncode != 0
+    assert "could not be fetched" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_data_sets_are_those_of_ir_datasets_too():
+    import ir_datasets
+
+    released.register()
+    released.register()
+    for identifier in IDS:
+        dataset = ir_datasets.load(identifier)
+        assert dataset.has_docs()
+        assert dataset.has_queries()
+        assert dataset.has_qrels()
+        assert dataset.has_scoreddocs()
+
+
+@pytest.mark.parametrize(
+    ("name", "collection"),
+    [
+        ("__bm25__cranfield.run", "cranfield"),
+        ("x__rankgpt__msmarco-passage-trec-dl-2019-judged.run.gz",
+         "msmarco-passage/trec-dl-2019/judged"),
+        ("__colbert__beir-nfcorpus-test.parquet", "beir/nfcorpus/test"),
+        ("__bm25__no-such-collection.run", None),
+        ("cranfield.run", None),
+        (IDS[0], IDS[0]),
+        ("re-ranked bm25.run", None),
+    ],
+)  # fmt: skip
+def test_the_collection_that_a_run_names(name, collection, tmp_path):
+    assert collection_of(name if name in IDS else tmp_path / name) == collection
+
+
+def test_texts_come_from_the_collection_that_the_file_name_tells(tmp_path, monkeypatch):
+    import ir_datasets
+    from ir_datasets.datasets.base import Dataset
+    from ir_datasets.formats import BaseDocs, BaseQueries, GenericDoc, GenericQuery
+
+    class Docs(BaseDocs):
+        def docs_iter(self):
+            yield GenericDoc("d1", "one")
+
+        def docs_store(self):
+            class Store:
+                def get_many(self, ids):
+                    return {i: GenericDoc(i, "one") for i in ids}
+
+            return Store()
+
+    class Queries(BaseQueries):
+        def queries_iter(self):
+            yield GenericQuery("q1", "first?")
+
+    registered = dict(ir_datasets.registry._registered)
+    monkeypatch.setattr(ir_datasets.registry, "_registered", registered)
+    ir_datasets.registry.register("tiny/one", Dataset(Docs(), Queries()))
+    from rankdistillm.runs import Run
+    from rankdistillm.texts import texts_of_run
+
+    path = tmp_path / "__bm25__tiny-one.run.gz"
+    with gzip.open(path, "wt") as file:
+        file.write("q1 Q0 d1 1 2.0 bm25\n")
+    assert texts_of_run(Run.read(path), None, None) == ({"q1": "first?"}, {"d1": "one"})
+
+
+def test_a_full_disk_is_said_and_nothing_is_kept(hub, monkeypatch, tmp_path):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: Metadata())
+    with pytest.raises(InputError, match="No space left on device"):
+        released.fetch(released.RELEASED["rank-distillm-colbert"])
+    assert not list((tmp_path / "home").rglob("*.parquet"))
+
+
+class Metadata:
+    location, size = "http://127.0.0.1:9", 10
