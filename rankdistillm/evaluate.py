@@ -1,173 +1,244 @@
-"""Measure runs: ``python -m rankdistillm.evaluate`` prints one table of runs and metrics."""
+"""Measure runs: ``python -m rankdistillm.evaluate`` prints one table of runs and metrics.
+
+Runs of one collection, or of many at once: then the table has a column for each collection (or
+corpus) and their arithmetic and geometric means.
+"""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, geometric_mean
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig, ListConfig
 
 from rankdistillm.cli import run_command
 from rankdistillm.errors import InputError
 from rankdistillm.files import replacing
-from rankdistillm.metrics import Figures, evaluate_run
+from rankdistillm.judged_runs import JudgedFiles, find_runs
+from rankdistillm.metrics import Figures, evaluate_run, parse_metric
 from rankdistillm.qrels import read_qrels
 from rankdistillm.runs import Run
+from rankdistillm.significance import Significance, compare
+from rankdistillm.tables import Table, as_text, format_of, write_csv
 
-TEST = "two-sided paired t-test"
-CORRECTION = "Holm"
-EXAMPLES = {
-    "qrels": "qrels=qrels.txt",
-    "runs": "'runs={bm25: first.run, student: reranked.run}'",
-}
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Significance:
-    """Corrected p-values of the comparisons with ``baseline``: run -> metric -> p."""
-
-    baseline: str
-    alpha: float
-    p_values: Mapping[str, Mapping[str, float]]
-
-    def mark(self, name: str, metric: str) -> str:
-        """``*`` where the run differs significantly from the baseline."""
-        return "*" if self.p_values.get(name, {}).get(metric, 1.0) < self.alpha else ""
-
-    @property
-    def caption(self) -> str:
-        """What the mark means: baseline, test, correction, alpha."""
-        return (
-            f"* differs from {self.baseline}: {TEST}, {CORRECTION} correction over the compared "
-            f"runs ({len(self.p_values)}) per metric, alpha = {self.alpha:g}"
-        )
+MEAN, GEOMETRIC_MEAN = "mean", "geometric mean"
+# collection -> run -> its figures
+Measured = Mapping[str, Mapping[str, Figures]]
 
 
-def compare(figures: Mapping[str, Figures], baseline: str, alpha: float = 0.05) -> Significance:
-    """Test every run against ``baseline``, query by query, for each metric.
-
-    All runs must have been measured on the same judgements.
-    """
-    base = figures[baseline]
-    others = [name for name in figures if name != baseline]
-    if not others:
-        raise InputError(f"nothing to compare with the baseline {baseline}; add a run to runs=")
-    if base.num_queries < 2:
-        raise InputError("a paired test needs two judged queries or more; leave out baseline=")
-    p_values: dict[str, dict[str, float]] = {name: {} for name in others}
-    for metric, values in base.per_query.items():
-        raw = [
-            paired_t_test([figures[name].per_query[metric][q] - v for q, v in values.items()])
-            for name in others
-        ]
-        for name, p in zip(others, holm(raw), strict=True):
-            p_values[name][metric] = p
-    return Significance(baseline, alpha, p_values)
-
-
-def paired_t_test(differences: Sequence[float]) -> float:
-    """The p-value of the two-sided paired t-test; 1 where no query differs."""
-    from scipy import stats  # late: it takes a noticeable part of a second
-
-    if np.ptp(differences) < 1e-12:  # no spread, and so no t: the same difference everywhere
-        return 1.0 if abs(differences[0]) < 1e-12 else 0.0
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number, step by step from the smallest (Holm, 1979)."""
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for step, i in enumerate(np.argsort(p_values)):
-        largest = max(largest, min(1.0, (len(p_values) - step) * p_values[i]))
-        corrected[i] = largest
-    return corrected
-
-
-def format_table(
-    figures: Mapping[str, Figures],
-    metrics: Sequence[str],
-    significance: Significance | None = None,
-) -> str:
-    """Runs as rows, means of metrics as columns; below it the counts and what the marks mean."""
-    rows = [["run", *(f"{metric} " for metric in metrics)]]
-    for name, measured in figures.items():
-        means = measured.means
-        marks = [significance.mark(name, m) if significance else "" for m in metrics]
-        cells = (f"{means[m]:.4f}{mark or ' '}" for m, mark in zip(metrics, marks, strict=True))
-        rows.append([name, *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip()
-        for name, *cells in rows
-    ]
-    lines += ["", f"judged queries: {next(iter(figures.values())).num_queries}"]
-    for name, measured in figures.items():
-        if lacking := len(measured.without_results):
-            lines.append(f"{name}: {lacking} of them without results, counted as 0")
-        if unjudged := len(measured.without_judgements):
-            lines.append(f"{name}: queries without judgements, left out: {unjudged}")
-    if significance:
-        lines.append(significance.caption)
-    return "\n".join(lines)
+def format_table(figures: Mapping[str, Figures], metrics: Sequence[str]) -> str:
+    """Runs of one collection as rows, means of metrics as columns; below it the counts."""
+    return as_text(_table({"": figures}, metrics, {}, None))
 
 
 def evaluate(config: DictConfig) -> None:
-    """Measure the runs that ``config`` (conf/evaluate.yaml) names and print the table."""
-    runs, metrics, baseline = _checked(config)
-    qrels = read_qrels(config.qrels)
-    figures = {name: evaluate_run(Run.read(run), qrels, metrics) for name, run in runs.items()}
-    significance = compare(figures, baseline, config.alpha) if baseline is not None else None
-    print(format_table(figures, metrics, significance))
+    """Measure the runs that ``config`` (conf/evaluate.yaml) names; print and write the table."""
+    metrics, baselines = _names(config.metrics), _names(config.baseline)
+    for metric in metrics:
+        parse_metric(metric)
+    if config.table:
+        format_of(config.table)
+    files, notes = find_runs(config.runs, config.qrels)
+    _check_baselines(files, baselines)
+    measured = {collection: _measure(judged, metrics) for collection, judged in files.items()}
+    significance = {
+        group: compare(
+            figures, present, test=config.test, correction=config.correction, alpha=config.alpha
+        )
+        for group, figures in _grouped(measured, config).items()
+        if (present := [name for name in baselines if name in figures])
+    }
+    corpora = _corpora(measured, config)
+    table = _table(measured, metrics, significance, corpora, notes)
+    print(as_text(table))
+    if config.table:
+        _write(config.table, format_of(config.table)(table))
+    if config.per_query:
+        _write(config.per_query, _per_query_csv(measured))
     if config.output:
-        report = _report(config, runs, figures, significance)
-        with replacing(Path(config.output)) as beside:
-            beside.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        report = _report(files, measured, significance, notes)
+        _write(config.output, json.dumps(report, indent=2, ensure_ascii=False))
+    if config.plot:
+        from rankdistillm.plots import plot_gains  # late: matplotlib is an extra
+
+        plot_gains(measured, metrics[0], baselines, Path(config.plot))
 
 
-def _checked(config: DictConfig) -> tuple[dict[str, str], list[str], str | None]:
-    """The runs (name -> file), metrics and baseline, or an error before anything is read."""
-    for name, example in EXAMPLES.items():
-        if not config[name]:
-            raise InputError(f"{name} is not set; add it, for example {example}")
-    if not isinstance(config.runs, DictConfig):
-        raise InputError(f"runs={config.runs}: give each run a name, as in {EXAMPLES['runs']}")
-    runs = {str(name): str(run) for name, run in config.runs.items()}
-    baseline = None if config.baseline is None else str(config.baseline)
-    if baseline is not None and baseline not in runs:
-        raise InputError(f"baseline={baseline} is not among the runs: {', '.join(runs)}")
-    metrics = config.metrics if isinstance(config.metrics, ListConfig) else [config.metrics]
-    return runs, [str(metric) for metric in metrics], baseline
+def _measure(judged: JudgedFiles, metrics: Sequence[str]) -> dict[str, Figures]:
+    qrels = read_qrels(judged.qrels)
+    return {name: evaluate_run(Run.read(run), qrels, metrics) for name, run in judged.runs.items()}
+
+
+def _names(given: Any) -> list[str]:
+    if given is None:
+        return []
+    return [str(name) for name in (given if isinstance(given, ListConfig) else [given])]
+
+
+def _check_baselines(files: Mapping[str, JudgedFiles], baselines: Sequence[str]) -> None:
+    runs = list(dict.fromkeys(name for judged in files.values() for name in judged.runs))
+    for baseline in baselines:
+        if baseline not in runs:
+            raise InputError(f"baseline={baseline} is not among the runs: {', '.join(runs)}")
+
+
+def _corpora(measured: Measured, config: DictConfig) -> dict[str, list[str]] | None:
+    """Corpus -> its collections; None where collections are not to be grouped.
+
+    A corpus is what stands before the last slash of a collection's id, unless
+    ``config.corpora`` has another name for that.
+    """
+    if config.by not in ("collection", "corpus"):
+        raise InputError(f"by={config.by} is not one of collection, corpus")
+    if config.by == "collection":
+        return None
+    corpora: dict[str, list[str]] = {}
+    for collection in measured:
+        corpus = collection.rpartition("/")[0] or collection
+        corpora.setdefault((config.corpora or {}).get(corpus, corpus), []).append(collection)
+    return corpora
+
+
+def _grouped(measured: Measured, config: DictConfig) -> dict[str, dict[str, Figures]]:
+    """Corpus (or collection) -> run -> figures of the queries of all its collections.
+
+    A run that lacks one of them is left out.
+    """
+    corpora = _corpora(measured, config)
+    if corpora is None:
+        return {collection: dict(figures) for collection, figures in measured.items()}
+    return {
+        corpus: {
+            name: _pooled({c: measured[c][name] for c in collections})
+            for name in measured[collections[0]]
+            if all(name in measured[c] for c in collections)
+        }
+        for corpus, collections in corpora.items()
+    }
+
+
+def _pooled(figures: Mapping[str, Figures]) -> Figures:
+    per_query: dict[str, dict[str, float]] = {}
+    for collection, measured in figures.items():
+        for metric, values in measured.per_query.items():
+            pooled = per_query.setdefault(metric, {})
+            pooled.update({f"{collection} {query_id}": v for query_id, v in values.items()})
+    return Figures(per_query)
+
+
+def _table(
+    measured: Measured,
+    metrics: Sequence[str],
+    significance: Mapping[str, Significance],
+    corpora: Mapping[str, Sequence[str]] | None,
+    notes: Sequence[str] = (),
+) -> Table:
+    """A column for each metric and, where there are several, each collection or corpus."""
+    groups = corpora or {collection: [collection] for collection in measured}
+    runs = list(dict.fromkeys(name for figures in measured.values() for name in figures))
+    columns, values, marks = [], {}, {}
+    lacking: dict[str, list[str]] = {}
+    for metric in metrics:
+        label = "" if len(metrics) == 1 and len(groups) > 1 else metric
+        for group, collections in groups.items():
+            column = " ".join(part for part in (label, group if len(groups) > 1 else "") if part)
+            columns.append(column)
+            for run in runs:
+                if any(run not in measured[c] for c in collections):
+                    lacking.setdefault(run, []).append(group)
+                    continue
+                values[run, column] = fmean(measured[c][run].means[metric] for c in collections)
+                if group in significance:
+                    marks[run, column] = significance[group].marks(run, metric)
+        if len(groups) > 1:
+            own = columns[-len(groups) :]
+            for mean, function in ((MEAN, fmean), (GEOMETRIC_MEAN, _geometric_mean)):
+                column = f"{label} {mean}".strip()
+                columns.append(column)
+                for run in runs:
+                    if run not in lacking:
+                        values[run, column] = function([values[run, c] for c in own])
+    notes = [*_counts(measured), *notes]
+    for run, absent in lacking.items():
+        notes.append(f"{run}: no run of {', '.join(dict.fromkeys(absent))}, hence no mean")
+    notes += list(dict.fromkeys(found.caption for found in significance.values()))
+    return Table(runs, columns, values, marks, notes)
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return geometric_mean(values) if all(value > 0 for value in values) else 0.0
+
+
+def _counts(measured: Measured) -> list[str]:
+    """How many queries were measured, and which could not be."""
+    lines = []
+    for collection, figures in measured.items():
+        where = f"{collection}: " if len(measured) > 1 else ""
+        lines.append(f"{where}judged queries: {next(iter(figures.values())).num_queries}")
+        for name, found in figures.items():
+            if lacking := len(found.without_results):
+                lines.append(f"{where}{name}: {lacking} of them without results, counted as 0")
+            if unjudged := len(found.without_judgements):
+                lines.append(f"{where}{name}: queries without judgements, left out: {unjudged}")
+    return lines
+
+
+def _per_query_csv(measured: Measured) -> str:
+    rows = [
+        (collection, query_id, metric, name, repr(value))
+        for collection, figures in measured.items()
+        for name, found in figures.items()
+        for metric, of_queries in found.per_query.items()
+        for query_id, value in of_queries.items()
+    ]
+    return write_csv(("collection", "query_id", "metric", "run", "value"), rows)
 
 
 def _report(
-    config: DictConfig,
-    runs: Mapping[str, str],
-    figures: Mapping[str, Figures],
-    significance: Significance | None,
+    files: Mapping[str, JudgedFiles],
+    measured: Measured,
+    significance: Mapping[str, Significance],
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     """Everything that the table sums up, for JSON."""
-    report: dict[str, Any] = {"qrels": str(config.qrels), "runs": {}}
-    if significance:
-        report |= {
-            "baseline": significance.baseline,
-            "test": TEST,
-            "correction": CORRECTION,
-            "alpha": significance.alpha,
+    collections = {
+        collection: {
+            "qrels": files[collection].qrels,
+            "runs": {
+                name: {
+                    "run": files[collection].runs[name],
+                    "means": found.means,
+                    "without_results": found.without_results,
+                    "without_judgements": found.without_judgements,
+                    "per_query": found.per_query,
+                }
+                for name, found in figures.items()
+            },
         }
-    for name, measured in figures.items():
-        report["runs"][name] = {
-            "run": runs[name],
-            "means": measured.means,
-            "without_results": measured.without_results,
-            "without_judgements": measured.without_judgements,
-            "per_query": measured.per_query,
+        for collection, figures in measured.items()
+    }
+    tests = {
+        group: {
+            "test": found.test,
+            "correction": found.correction,
+            "alpha": found.alpha,
+            "p_values": found.p_values,
         }
-        if significance and name in significance.p_values:
-            report["runs"][name]["p_values"] = significance.p_values[name]
-    return report
+        for group, found in significance.items()
+    }
+    if list(collections) == [""]:  # one collection, without a name
+        return {**collections[""], **({"significance": tests[""]} if tests else {})}
+    return {"collections": collections, "significance": tests, "notes": list(notes)}
+
+
+def _write(path: str, text: str) -> None:
+    with replacing(Path(path)) as beside:
+        beside.write_text(text + "\n", "utf-8")
+    log.info("wrote %s", path)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The command ``evaluate``: its table, its tests of significance, its file, its errors."""
 
+import csv
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy import stats
 from rankdistillm.evaluate import format_table
 from rankdistillm.metrics import evaluate_run
 from rankdistillm.runs import Run
+from rankdistillm.tables import MISSING
 
 QUERIES = [f"q{i}" for i in range(20)]
 QRELS = {query_id: {"a": 2, "b": 1} for query_id in QUERIES}
@@ -66,7 +68,7 @@ def test_table(files, command):
         means = evaluate_run(Run.read(files / f"{name}.run"), QRELS, ["ndcg@10", "mrr@10"]).means
         mark = "*" if name == "good" else ""
         assert table[name] == [f"{mean:.4f}{mark}" for mean in means.values()]
-    for part in ("20", "judged queries", "differs from bad", "paired t-test", "Holm", "0.05"):
+    for part in ("20", "judged queries", "* from bad", "paired t-test", "Holm", "0.05"):
         assert part in result.out
     assert "without" not in result.out
 
@@ -122,9 +124,9 @@ def test_p_values_are_scipys_with_holms_correction(files, command):
     assert p["good"] < p["better"]
     expected = {"good": min(1, 3 * p["good"]), "same": 1.0}
     expected["better"] = min(1, max(expected["good"], 2 * p["better"]))
-    found = {n: r["p_values"]["ndcg@10"] for n, r in report["runs"].items() if n != "bad"}
+    p_values = report["significance"]["p_values"]
+    found = {name: p["ndcg@10"] for name, p in p_values["bad"].items()}
     assert found == pytest.approx(expected)
-    assert "p_values" not in report["runs"]["bad"]
     assert "*" not in rows(result.out)["same"][0]
     assert [entry.name for entry in (files / "deep").iterdir()] == ["figures.json"]
 
@@ -140,11 +142,117 @@ def test_format_table_aligns_what_training_prints():
     assert header.index("mrr@10") >= len("student before")
 
 
+# ---- many collections
+
+
+@pytest.fixture
+def folder(files):
+    """Runs RUN__COLLECTION.run of three collections, and of one that nobody has judged."""
+    for collection in ("a-1", "a-2", "b"):
+        for name in ("bad", "good"):
+            text = (files / f"{name}.run").read_text()
+            if (collection, name) == ("b", "good"):
+                text = (files / "better.run").read_text()
+            path = files / "runs" / f"__{name}__{collection}.run"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+    (files / "runs" / "__bad__nobody.run").write_text((files / "bad.run").read_text())
+    (files / "runs" / "README").write_text("no run")
+    return files
+
+
+QRELS_OF = "qrels={a/1: qrels.txt, a/2: qrels.txt, b: qrels.txt}"
+
+
+def table_of(path):
+    with open(path) as file:
+        return {(row["run"], row["measurement"]): row for row in csv.DictReader(file)}
+
+
+def test_a_folder_of_runs_of_many_collections(folder, command):
+    options = ["runs=runs", QRELS_OF, "metrics=ndcg@10", "baseline=bad"]
+    result = command("evaluate", *options, "table=t.csv", "per_query=q.csv")
+    assert result.status == 0, result.err
+    means = {
+        name: evaluate_run(Run.read(folder / f"{name}.run"), QRELS, ["ndcg@10"]).means["ndcg@10"]
+        for name in ("bad", "better", "good")
+    }
+    table = table_of(folder / "t.csv")
+    of_good = [means["good"], means["good"], means["better"]]
+    for column, expected in zip(("a/1", "a/2", "b"), of_good, strict=True):
+        assert float(table["good", column]["value"]) == pytest.approx(expected)
+    assert float(table["good", "mean"]["value"]) == pytest.approx(np.mean(of_good))
+    geometric = float(stats.gmean(of_good))
+    assert float(table["good", "geometric mean"]["value"]) == pytest.approx(geometric)
+    assert table["good", "a/1"]["marks"] == "*"
+    assert "nobody: no judgements, left out: bad" in result.out
+    with open(folder / "q.csv") as file:
+        per_query = list(csv.DictReader(file))
+    assert len(per_query) == 3 * 2 * len(QUERIES)
+    chosen = [float(r["value"]) for r in per_query if (r["collection"], r["run"]) == ("b", "bad")]
+    assert np.mean(chosen) == pytest.approx(means["bad"])
+
+
+def test_collections_of_a_corpus_count_as_one(folder, command):
+    options = ["runs=runs", QRELS_OF, "metrics=ndcg@10", "by=corpus", "baseline=bad", "table=t.csv"]
+    assert command("evaluate", *options).status == 0
+    table = {key: float(row["value"]) for key, row in table_of(folder / "t.csv").items()}
+    assert {column for _, column in table} == {"a", "b", "mean", "geometric mean"}
+    assert table["good", "mean"] == pytest.approx((table["good", "a"] + table["good", "b"]) / 2)
+    assert command("evaluate", *options, "corpora={a: letters}").status == 0
+    assert "letters" in (folder / "t.csv").read_text()
+
+
+def test_a_run_that_lacks_a_collection_has_no_mean(folder, command):
+    (folder / "runs" / "__good__b.run").unlink()
+    result = command("evaluate", "runs=runs", QRELS_OF, "metrics=ndcg@10", "table=t.csv")
+    assert result.status == 0, result.err
+    assert "good: no run of b, hence no mean" in result.out
+    assert {column for run, column in table_of(folder / "t.csv") if run == "good"} == {"a/1", "a/2"}
+
+
+def test_collections_by_name(folder, command):
+    options = "runs={one: {bad: bad.run, good: good.run}, two: {bad: better.run}}"
+    result = command("evaluate", options, "qrels={one: qrels.txt, two: qrels.txt}", "metrics=mrr")
+    assert result.status == 0, result.err
+    assert rows(result.out)["good"][1] == MISSING
+    assert "good: no run of two" in result.out
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf"])
+def test_plots_are_the_same_file_each_time(suffix, files, command):
+    options = ["qrels=qrels.txt", runs("bad", "better", "good"), "baseline=bad"]
+    for name in ("one", "two"):
+        result = command("evaluate", *options, f"plot={name}.{suffix}")
+        assert result.status == 0, result.err
+    content = (files / f"one.{suffix}").read_bytes()
+    assert content[:4] == {"png": b"\x89PNG", "pdf": b"%PDF"}[suffix]
+    assert content == (files / f"two.{suffix}").read_bytes()
+
+
 # ---- bad input
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["test=z"], "test=z is not one of t, randomisation"),
+        (["correction=none"], "correction=none is not one of holm, bonferroni"),
+        (["table=t.xls"], "table=t.xls: write one of .txt, .md, .tex, .csv"),
+        (["plot=p.png", "baseline=null"], "plot=p.png shows gains over a baseline"),
+        (["plot=p.gif"], "p.gif: write a .png or a .pdf"),
+        (["by=query"], "by=query is not one of collection, corpus"),
+    ],
+)
+def test_settings_that_make_no_sense(arguments, said, files, command):
+    options = {"qrels": "qrels.txt", "baseline": "bad"} | dict(a.split("=") for a in arguments)
+    result = command("evaluate", runs("bad", "good"), *(f"{k}={v}" for k, v in options.items()))
+    refused(result, said)
+
+
 def test_nothing_set(command):
-    refused(command("evaluate"), "qrels is not set", "qrels=qrels.txt")
+    refused(command("evaluate"), "runs is not set", "runs={bm25: first.run")
+    refused(command("evaluate", "runs={a: a.run}"), "qrels is not set", "qrels=qrels.txt")
 
 
 def test_no_runs(files, command):

@@ -1,0 +1,80 @@
+"""Which run files belong to which collection and judgements."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from rankdistillm.errors import InputError
+from rankdistillm.files import collection_of, load_ir_dataset, suffix_of
+
+RUN_SUFFIXES = (".run", ".txt", ".tsv", ".jsonl", ".parquet")
+EXAMPLE = "'runs={bm25: first.run, student: reranked.run}'"
+
+
+@dataclass(frozen=True)
+class JudgedFiles:
+    """One collection: its judgements, and run name -> run, each a file or an ir_datasets id."""
+
+    qrels: str
+    runs: dict[str, str] = field(default_factory=dict)
+
+
+def find_runs(runs: Any, qrels: Any) -> tuple[dict[str, JudgedFiles], list[str]]:
+    """Collection -> its files, and notes on what was left out.
+
+    ``runs``: run name -> file, all of one collection (then called ``""``), with its ``qrels``; or
+    collection -> run name -> file; or a folder of files ``RUN__COLLECTION.run``. With many
+    collections ``qrels`` maps them to their judgements; for one that it lacks they are those of the
+    ir_datasets id that it is.
+    """
+    if not runs:
+        raise InputError(f"runs is not set; add it, for example {EXAMPLE}")
+    if isinstance(runs, str):
+        named = _of_folder(Path(runs), qrels)
+    elif not isinstance(runs, DictConfig):
+        raise InputError(f"runs={runs}: give each run a name, as in {EXAMPLE}, or name a folder")
+    elif all(isinstance(value, DictConfig) for value in runs.values()):
+        named = {str(c): {str(n): str(f) for n, f in of.items()} for c, of in runs.items()}
+    else:
+        if not isinstance(qrels, str):
+            raise InputError("qrels is not set; add it, for example qrels=qrels.txt")
+        return {"": JudgedFiles(qrels, {str(n): str(f) for n, f in runs.items()})}, []
+    found, notes = {}, []
+    for collection, files in named.items():
+        judgements = _judgements(collection, qrels)
+        if judgements is None:
+            notes.append(f"{collection}: no judgements, left out: {', '.join(files)}")
+        else:
+            found[collection] = JudgedFiles(judgements, files)
+    if not found:
+        raise InputError(f"no collection has judgements ({'; '.join(notes)}); give them by qrels=")
+    return found, notes
+
+
+def _of_folder(folder: Path, qrels: Any) -> dict[str, dict[str, str]]:
+    if not folder.is_dir():
+        raise InputError(f"runs={folder}: not a folder; give one, or name each run as in {EXAMPLE}")
+    known = {str(name).replace("/", "-"): str(name) for name in qrels or ()}
+    named: dict[str, dict[str, str]] = {}
+    for file in sorted(folder.iterdir()):
+        run, marked, rest = file.name.rpartition("__")
+        if suffix_of(file) not in RUN_SUFFIXES or not marked:
+            continue
+        name = rest.removesuffix(".gz").rpartition(".")[0]
+        collection = known.get(name) or collection_of(file) or name
+        named.setdefault(collection, {})[run.strip("_")] = str(file)
+    if not named:
+        raise InputError(f"runs={folder}: no file RUN__COLLECTION{'|'.join(RUN_SUFFIXES)} in it")
+    return named
+
+
+def _judgements(collection: str, qrels: Any) -> str | None:
+    if isinstance(qrels, DictConfig) and collection in qrels:
+        return str(qrels[collection])
+    try:
+        dataset = load_ir_dataset(collection, "a collection with judgements")
+    except InputError:
+        return None
+    return collection if dataset.has_qrels() else None

@@ -1,0 +1,58 @@
+"""Tables in their formats; plots that are drawn."""
+
+import pytest
+
+from rankdistillm.plots import plot_amounts
+from rankdistillm.tables import Table, as_csv, as_latex, as_markdown, as_text
+
+TABLE = Table(
+    ["bm25", "a_b"],
+    ["ndcg@10", "5%"],
+    {("bm25", "ndcg@10"): 0.5, ("a_b", "ndcg@10"): 0.25, ("a_b", "5%"): 1.0},
+    {("a_b", "ndcg@10"): "*", ("a_b", "5%"): "ab"},
+    ["said & done"],
+)
+
+
+def test_latex_has_the_best_in_bold_and_the_second_underlined():
+    lines = as_latex(TABLE).splitlines()
+    assert lines[0] == "% said & done"
+    assert r"run & ndcg@10 & 5\% \\" in lines
+    assert r"bm25 & \textbf{0.5000} & -- \\" in lines
+    second = r"a\_b & \underline{0.2500}\textsuperscript{*} & \textbf{1.0000}\textsuperscript{ab}"
+    assert rf"{second} \\" in lines
+
+
+def test_markdown():
+    lines = as_markdown(TABLE).splitlines()
+    assert lines[0] == "| run | ndcg@10 | 5% |"
+    assert lines[2] == "| bm25 | **0.5000** | — |"
+    assert lines[3] == r"| a_b | 0.2500\* | **1.0000**<sup>ab</sup> |"
+    assert lines[-1] == "said & done"
+
+
+def test_text():
+    lines = as_text(TABLE).splitlines()
+    assert lines[1].split() == ["bm25", "0.5000", "—"]
+    assert lines[2].split() == ["a_b", "0.2500*", "1.0000ab"]
+    assert lines[1].index("0.5000") == lines[2].index("0.2500")
+    assert lines[-1] == "said & done"
+
+
+def test_csv_has_full_precision():
+    table = Table(["a"], ["m"], {("a", "m"): 1 / 3})
+    assert as_csv(table).splitlines()[1] == f"a,m,{1 / 3!r},"
+
+
+def test_equal_figures_share_their_place():
+    values = {("a", "m"): 0.50001, ("b", "m"): 0.50002, ("c", "m"): 0.0}
+    table = Table(["a", "b", "c"], ["m"], values)
+    assert [table.place(run, "m") for run in "abc"] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf"])
+def test_amounts_are_drawn_with_their_spread(suffix, tmp_path):
+    lines = {"bm25": {10: [0.5, 0.6], 100: [0.6, 0.7]}, "colbert": {10: [0.7], 100: [0.8]}}
+    path = tmp_path / f"p.{suffix}"
+    plot_amounts(lines, path, amount="depth", measurement="nDCG@10", levels={"teacher": 0.9})
+    assert path.stat().st_size > 5000
