@@ -32,7 +32,7 @@ def find_runs(runs: Any, qrels: Any) -> tuple[dict[str, JudgedFiles], list[str]]
     if not runs:
         raise InputError(f"runs is not set; add it, for example {EXAMPLE}")
     if isinstance(runs, str):
-        named = _of_folder(Path(runs), qrels)
+        named = runs_of_folder(Path(runs), qrels)
     elif not isinstance(runs, DictConfig):
         raise InputError(f"runs={runs}: give each run a name, as in {EXAMPLE}, or name a folder")
     elif all(isinstance(value, DictConfig) for value in runs.values()):
@@ -53,7 +53,11 @@ def find_runs(runs: Any, qrels: Any) -> tuple[dict[str, JudgedFiles], list[str]]
     return found, notes
 
 
-def _of_folder(folder: Path, qrels: Any) -> dict[str, dict[str, str]]:
+def runs_of_folder(folder: Path, qrels: Any = None) -> dict[str, dict[str, str]]:
+    """Collection -> run name -> file, of the files ``RUN__COLLECTION.run`` in a folder.
+
+    In a file name dashes stand for the slashes of a collection, one of ``qrels`` or of ir_datasets.
+    """
     if not folder.is_dir():
         raise InputError(f"runs={folder}: not a folder; give one, or name each run as in {EXAMPLE}")
     known = {str(name).replace("/", "-"): str(name) for name in qrels or ()}

@@ -1,12 +1,10 @@
 """The release's data sets by id, from a local server that answers as the Hugging Face hub does."""
 
 import gzip
-import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from hub import Hub, serving, with_checksums
 
 from rankdistillm import released
 from rankdistillm.errors import InputError
@@ -14,49 +12,6 @@ from rankdistillm.files import collection_of
 from rankdistillm.run_files import write_rows
 
 IDS = [f"msmarco-passage/train/{name}" for name in released.RELEASED]
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Files under ``/datasets/webis/rank-distillm/resolve/main/``, with ranges."""
-
-    files: dict[str, bytes]
-    cut_after: int | None  # the next answer stops after so many bytes, all others at once
-    requests: list[tuple[str, str | None]]
-
-    def do_HEAD(self):
-        self.answer(with_content=False)
-
-    def do_GET(self):
-        self.answer(with_content=True)
-
-    def answer(self, with_content):
-        prefix = f"/datasets/{released.REPOSITORY}/resolve/main/"
-        content = self.files.get(self.path.removeprefix(prefix))
-        if content is None:
-            self.send_error(404)
-            return
-        self.requests.append((self.command, self.headers["Range"]))
-        start = 0
-        if with_content and self.headers["Range"]:
-            start = int(self.headers["Range"].removeprefix("bytes=").partition("-")[0])
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        else:
-            self.send_response(200)
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        if with_content:
-            stop = None if self.cut_after is None else start + self.cut_after
-            self.wfile.write(content[start:stop])
-            if stop is not None:
-                Hub.cut_after = 0
-                self.close_connection = True
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
@@ -73,24 +28,11 @@ def hub(tmp_path, monkeypatch):
         ]
         write_rows(path, rows, "tag")
         files[name] = path.read_bytes()
-    published = {
-        key: released.ReleasedFile(file.name, hashlib.md5(files[file.name]).hexdigest())
-        for key, file in released.RELEASED.items()
-    }
-    Hub.files, Hub.cut_after, Hub.requests = files, None, []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    for name, value in {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "IR_DATASETS_HOME": str(tmp_path / "home"),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    Hub.published = published
-    yield Hub
-    server.shutdown()
-    server.server_close()
+    with serving(files, tmp_path / "home") as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        Hub.published = with_checksums(files)
+        yield Hub
 
 
 # In a process of its own: huggingface_hub reads its environment when it is imported.
