@@ -16,24 +16,37 @@ SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "
 
 
 def make_optimizer(
-    model: nn.Module, learning_rate: float, weight_decay: float, decay: str = "all"
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    decay: str = "all",
+    head_learning_rate: float | None = None,
 ) -> AdamW:
     """AdamW (Loshchilov & Hutter, ICLR 2019), fused where the device can.
 
     ``decay``: ``"all"`` parameters are decayed, as Rank-DistiLLM does, or only ``"matrices"``, not
-    biases and normalisation weights.
+    biases and normalisation weights. ``head_learning_rate``: that of a `MonoNetwork`'s linear
+    layer, which starts from nothing; None: the same as for the encoder.
     """
     if decay not in ("all", "matrices"):
         raise InputError(f"optim.decay={decay} is not one of all, matrices")
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if decay == "all" or p.ndim > 1]
-    others = [p for p in parameters if decay != "all" and p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    fused = parameters[0].device.type in ("cpu", "cuda")
-    return AdamW([g for g in groups if g["params"]], lr=learning_rate, fused=fused)
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_head = head_learning_rate is not None and name.startswith("network.linear.")
+        is_decayed = decay == "all" or parameter.ndim > 1
+        group = groups.setdefault(
+            (is_head, is_decayed),
+            {
+                "params": [],
+                "lr": head_learning_rate if is_head else learning_rate,
+                "weight_decay": weight_decay if is_decayed else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    return AdamW(list(groups.values()), fused=fused)
 
 
 def make_schedule(

@@ -76,7 +76,9 @@ def train(config: DictConfig) -> float | None:
         seed=config.seed,
     )
     optim = config.optim
-    optimizer = make_optimizer(model, optim.learning_rate, optim.weight_decay, optim.decay)
+    optimizer = make_optimizer(
+        model, optim.learning_rate, optim.weight_decay, optim.decay, optim.head_learning_rate
+    )
     schedule = make_schedule(optimizer, optim.schedule, optim.warmup, len(data))
     scaler = GradScaler(device.type, enabled=model.autocast_dtype == torch.float16)
     average = WeightAverage(model, optim.ema)

@@ -1,6 +1,6 @@
 """Distil RankVicuna's rankings of TREC DL 2020 into MiniLM, test on TREC DL 2019.
 
-    python experiments/trec_dl/run.py DATA WORK [--seeds 1 2 3] [--only STUDENT ...]
+    python -m experiments.trec_dl.run DATA WORK [--seeds 1 2 3] [--only STUDENT ...]
 
 DATA holds the folders msmarco-dev-sample, trec-dl-2019 and trec-dl-2020 (see README.md). Every
 training and re-ranking is one of the commands of the README, printed before it runs; what already
@@ -9,29 +9,45 @@ stands in WORK is not done again, so that a study can be interrupted and continu
 
 import argparse
 import json
-import shlex
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from experiments.commands import rerank, train
+from experiments.trec_dl.warm_start import write_warm_start
 from rankdistillm.metrics import evaluate_run
 from rankdistillm.qrels import read_qrels
 from rankdistillm.runs import RankedList, Run
 from rankdistillm.texts import read_texts
 
 FIRST_STAGES = ("bm25", "bm25-rm3", "splade-pp-ed", "tas-b", "openai-ada2")
-HELD_OUT = 60  # queries of the pre-fine-tuning data that choose the best epoch
+HELD_OUT = 60  # queries of the pre-fine-tuning data that choose the best step
 METRIC = "ndcg@10"
 
-PREFINETUNE = "epochs=2 queries_per_step=8 optim.learning_rate=1e-4"
+WARM_START = (
+    "loss=margin_mse",
+    "data.train.targets=score",
+    "data.train.sampling=random",
+    "data.train.list_size=10",
+    "epochs=1",
+    "queries_per_step=4",
+    "optim.learning_rate=2e-4",
+    "optim.head_learning_rate=2e-3",
+    "optim.ema=0.99",
+    "seed=1",
+)
+PREFINETUNE = ("epochs=1", "queries_per_step=4", "optim.learning_rate=5e-5", "optim.ema=0.98")
 DISTILL = (
-    "epochs=3 queries_per_step=8 optim.learning_rate=2e-4 data.train.sampling=top_and_random "
-    "data.train.list_size=16"
+    "data.train.sampling=top_and_random",
+    "data.train.list_size=16",
+    "epochs=2",
+    "queries_per_step=4",
+    "optim.learning_rate=2e-5",
+    "optim.ema=0.98",
 )
 STUDENTS = {
+    "no stage": (False, None),
     "stage 1 only": (True, None),
     "stage 2 only, RankNet": (False, "ranknet"),
     "stage 2 only, ADR-MSE": (False, "adr_mse"),
@@ -63,59 +79,71 @@ def prepare(data: Path, work: Path) -> None:
                 file.write(f"{query_id}@{first}\t{queries[query_id]}\n")
     Run(lists).write(work / "distill-teacher.run", tag="rankvicuna")
 
-
-def command(module: str, arguments: str) -> None:
-    """Run one command of the README."""
-    print(f"python -m rankdistillm.{module} {arguments}", flush=True)
-    subprocess.run(
-        [sys.executable, "-m", f"rankdistillm.{module}", *shlex.split(arguments)], check=True
+    kept_queries = sample.select(set(sample) - held_out)
+    write_warm_start(
+        kept_queries,
+        read_texts(data / "msmarco-dev-sample/queries.tsv", "query"),
+        read_texts(data / "msmarco-dev-sample/docs.tsv", "doc"),
+        work,
     )
 
 
-def train(data: Path, work: Path, seed: int, prefinetuned: bool, loss: str | None) -> Path:
-    """Train one student, and its first stage if it has one; returns the student's folder."""
-    checkpoint = None
+def student(data: Path, work: Path, seed: int, prefinetuned: bool, loss: str | None) -> Path:
+    """Train one student with the stages that it has; returns its folder."""
+    sample, teacher = data / "msmarco-dev-sample", data / "trec-dl-2020"
+    start = train(
+        work / "warm",
+        "+stage=distill",
+        "data=local",
+        f"data.docs={sample}/docs.tsv",
+        f"data.queries={work}/warm-queries.tsv",
+        f"data.train.run={work}/warm-teacher.run",
+        *WARM_START,
+    )
     if prefinetuned:
-        output = work / f"seed{seed}/prefinetune"
-        sample = data / "msmarco-dev-sample"
-        if not (output / "done").exists():
-            command(
-                "train",
-                f"+stage=prefinetune data=local data.docs={sample}/docs.tsv "
-                f"data.queries={sample}/queries.tsv data.train.run={work}/prefinetune-train.run "
-                f"data.train.qrels={sample}/qrels.txt "
-                f"data.validation.run={work}/prefinetune-validation.run "
-                f"data.validation.qrels={work}/prefinetune-validation.qrels validation.every=20 "
-                f"{PREFINETUNE} seed={seed} output={output}",
-            )
-            (output / "done").touch()
-        checkpoint = output / "checkpoint"
+        start = train(
+            work / f"seed{seed}/prefinetune",
+            "+stage=prefinetune",
+            "data=local",
+            f"data.docs={sample}/docs.tsv",
+            f"data.queries={sample}/queries.tsv",
+            f"data.train.run={work}/prefinetune-train.run",
+            f"data.train.qrels={sample}/qrels.txt",
+            f"data.validation.run={work}/prefinetune-validation.run",
+            f"data.validation.qrels={work}/prefinetune-validation.qrels",
+            "validation.every=40",
+            *PREFINETUNE,
+            f"model.path={start}",
+            f"seed={seed}",
+        )
     if loss is None:
-        return checkpoint
-    output = work / f"seed{seed}/{'both' if prefinetuned else 'distill'}-{loss}"
-    if not (output / "done").exists():
-        start = f"model.path={checkpoint}" if prefinetuned else ""
-        command(
-            "train",
-            f"+stage=distill data=local data.docs={data}/trec-dl-2020/docs.tsv "
-            f"data.queries={work}/distill-queries.tsv data.train.run={work}/distill-teacher.run "
-            f"loss={loss} {DISTILL} {start} seed={seed} output={output}",
-        )
-        (output / "done").touch()
-    return output / "checkpoint"
+        return start
+    return train(
+        work / f"seed{seed}/{'both' if prefinetuned else 'distill'}-{loss}",
+        "+stage=distill",
+        "data=local",
+        f"data.docs={teacher}/docs.tsv",
+        f"data.queries={work}/distill-queries.tsv",
+        f"data.train.run={work}/distill-teacher.run",
+        f"loss={loss}",
+        *DISTILL,
+        f"model.path={start}",
+        f"seed={seed}",
+    )
 
 
-def test(data: Path, student: Path) -> float:
+def test(data: Path, folder: Path) -> float:
     """nDCG@10 of the student's ranking of BM25's top 100 for TREC DL 2019."""
-    output = student.parent / "trec-dl-2019.run"
     test_set = data / "trec-dl-2019"
-    if not output.exists():
-        command(
-            "rerank",
-            f"model.path={student} data=local data.docs={test_set}/docs.tsv "
-            f"data.queries={test_set}/queries.tsv run={test_set}/runs/bm25.run output={output}",
-        )
-    return figure(test_set, output)
+    run = rerank(
+        folder.parent / "trec-dl-2019.run",
+        f"model.path={folder}",
+        "data=local",
+        f"data.docs={test_set}/docs.tsv",
+        f"data.queries={test_set}/queries.tsv",
+        f"run={test_set}/runs/bm25.run",
+    )
+    return figure(test_set, run)
 
 
 def figure(test_set: Path, run: Path) -> float:
@@ -132,12 +160,12 @@ def main() -> None:
     arguments = parser.parse_args()
     data, work = arguments.data, arguments.work
     work.mkdir(parents=True, exist_ok=True)
-    if not (work / "distill-teacher.run").exists():
+    if not (work / "warm-teacher.run").exists():
         prepare(data, work)
     values: dict[str, list[float]] = {name: [] for name in arguments.only}
     for seed in arguments.seeds:
         for name in arguments.only:
-            values[name].append(test(data, train(data, work, seed, *STUDENTS[name])))
+            values[name].append(test(data, student(data, work, seed, *STUDENTS[name])))
             (work / "results.json").write_text(json.dumps(values, indent=2) + "\n")
     runs = data / "trec-dl-2019/runs"
     print(f"\n| {METRIC} on TREC DL 2019, BM25 top 100 | mean | spread (sd) | by seed |")
