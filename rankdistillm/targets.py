@@ -18,6 +18,7 @@ training list by descending target.
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rankdistillm.errors import InputError
@@ -67,6 +68,7 @@ def check_pairing(loss: Callable[..., Tensor], kind: str, transform: str | None)
         if transform not in TRANSFORMS:
             known = ", ".join(TRANSFORMS)
             raise InputError(f"data.train.transform={transform} is not one of {known}")
+        _check_that_it_learns(loss, transform)
         return
     for consumed in sorted(consumed_by(loss) - GIVES[kind]):
         fitting = [name for name, given in GIVES.items() if consumed in given]
@@ -74,4 +76,19 @@ def check_pairing(loss: Callable[..., Tensor], kind: str, transform: str | None)
             f"this loss consumes a {consumed}, but data.train.targets={kind} gives only "
             f"{' and '.join(sorted(GIVES[kind]))}: set data.train.targets={' or '.join(fitting)}, "
             f"or make numbers of the ranks by data.train.transform={' or '.join(TRANSFORMS)}"
+        )
+
+
+def _check_that_it_learns(loss: Callable[..., Tensor], transform: str) -> None:
+    # A transform makes every target positive; to a loss that tells positive from not, nothing is
+    # left to learn, and it is zero whatever the scores.
+    ranks = transform_targets(transform, np.array([4.0, 3.0, 2.0, 1.0]))
+    scores = torch.tensor([0.1, -0.2, 0.3, 0.0], requires_grad=True)
+    value = loss(scores, torch.from_numpy(ranks), mask=torch.ones(4, dtype=torch.bool))
+    (gradient,) = torch.autograd.grad(value, scores)
+    if not gradient.any():
+        raise InputError(
+            f"this loss tells relevant passages from others, and data.train.transform={transform} "
+            "makes all of a list relevant: leave the transform out and set "
+            "data.train.targets=relevance"
         )

@@ -5,6 +5,7 @@ import pytest
 
 from rankdistillm.errors import InputError
 from rankdistillm.losses import (
+    LOSSES,
     approx_ndcg_loss,
     kl_loss,
     margin_mse_loss,
@@ -64,3 +65,14 @@ def test_senseless_pairings_are_refused_with_the_remedy(loss, kind, said):
 def test_unknown_transform_names_the_known_ones():
     with pytest.raises(InputError, match="transform=log is not one of reciprocal_rank, log2_rank"):
         check_pairing(ranknet_loss, "rank", "log")
+
+
+@pytest.mark.parametrize("transform", ["log2_rank", "reciprocal_rank"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_transform_that_leaves_nothing_to_learn_is_refused(name, transform):
+    loss = LOSSES[name].function
+    if name in ("info_nce", "approx_mrr"):
+        with pytest.raises(InputError, match="makes all of a list relevant"):
+            check_pairing(loss, "rank", transform)
+    else:
+        check_pairing(loss, "rank", transform)
