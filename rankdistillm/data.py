@@ -205,7 +205,8 @@ def read_training_run(config: Mapping[str, Any], seed: int) -> tuple[Run, Qrels]
     run = Run.read(config["run"])
     if config["depth"] is not None:
         if config["first_stage"]:
-            run = run.within(Run.read(config["first_stage"]), config["depth"])
+            first_stage = Run.read(config["first_stage"], queries=set(run))
+            run = run.within(first_stage, config["depth"])
         else:
             run = run.truncate(config["depth"])
     run = run.sample_queries(config["num_queries"], seed)

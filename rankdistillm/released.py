@@ -92,6 +92,12 @@ def register() -> None:
         ir_datasets.registry.register(f"{SPLIT}/{name}", dataset)
 
 
+def fetch_run(identifier: str) -> Path | None:
+    """The Parquet file of one of these data sets; None for any other id."""
+    split, _, name = identifier.rpartition("/")
+    return fetch(RELEASED[name]) if split == SPLIT and name in RELEASED else None
+
+
 def fetch(file: ReleasedFile) -> Path:
     """Download a file of the release unless it is there, and check its md5; returns its path.
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from rankdistillm.errors import InputError
 from rankdistillm.files import load_ir_dataset, numbered_lines, replacing, suffix_of
+from rankdistillm.released import fetch_run
 
 # How the field spells the columns; the first spelling is ours.
 SPELLINGS = {
@@ -41,7 +42,7 @@ def read_rows(source: str | Path) -> Iterator[Row]:
 
     Raises `InputError`, with file and line, for a row that is not one.
     """
-    path = Path(source)
+    path = local_file(source)
     if not path.exists():
         yield from _ir_datasets_rows(str(source))
     elif suffix_of(path) == ".parquet":
@@ -50,6 +51,11 @@ def read_rows(source: str | Path) -> Iterator[Row]:
         yield from _jsonl_rows(path)
     else:
         yield from _trec_rows(path)
+
+
+def local_file(source: str | Path) -> Path:
+    """The run file: ``source`` itself, or what a data set of the release is fetched into."""
+    return fetch_run(str(source)) or Path(source)
 
 
 def at(source: str | Path, line: int) -> str:
@@ -63,7 +69,7 @@ def _trec_rows(path: Path) -> Iterator[Row]:
         if line == 1 and suffix_of(path) == ".tsv":
             header = text.split("\t")
             if set(header) & set(SPELLINGS["query_id"]):
-                names = _positions(header, f"{path}, line 1")
+                names = column_positions(header, f"{path}, line 1")
                 continue
         if names is not None:
             values = text.split("\t")
@@ -96,7 +102,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             ) from error
         if not isinstance(record, dict):
             raise InputError(f"{at(path, line)}: expected a JSON object, found {text[:40]!r}")
-        names = _positions(list(record), at(path, line))
+        names = column_positions(list(record), at(path, line))
         values = list(record.values())
         yield _row(line, {name: values[i] for name, i in names.items()}, at(path, line))
 
@@ -107,7 +113,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            names = _positions(file.schema_arrow.names, str(path))
+            names = column_positions(file.schema_arrow.names, str(path))
             columns = [file.schema_arrow.names[i] for i in names.values()]
             line = 0
             for batch in file.iter_batches(columns=columns):
@@ -133,8 +139,8 @@ def _ir_datasets_rows(identifier: str) -> Iterator[Row]:
         yield Row(line, entry.query_id, entry.doc_id, rank, score)
 
 
-def _positions(found: list[str], where: str) -> dict[str, int]:
-    """Map our column names to positions among ``found``."""
+def column_positions(found: list[str], where: str) -> dict[str, int]:
+    """Our column names -> positions among ``found``, however the field spells them there."""
     positions = {
         name: found.index(spelling)
         for name, spellings in SPELLINGS.items()

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from rankdistillm.errors import InputError
-from rankdistillm.run_files import Row, at, read_rows, write_rows
+from rankdistillm.run_columns import Columns, read_columns
+from rankdistillm.run_files import Row, at, local_file, read_rows, write_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,11 @@ class Run(Mapping[str, RankedList]):
         is not a number, a passage that stands twice in a list, ranks that contradict the scores,
         and a file without entries.
         """
+        path = local_file(source)
+        if path.suffix == ".parquet" and path.exists() and (columns := read_columns(path)):
+            lists = _lists_of(columns, queries)
+            if lists:
+                return cls(lists, source=str(source))
         rows: dict[str, list[Row]] = {}
         texts: tuple[dict[str, str], dict[str, str]] = ({}, {})
         for row in read_rows(source):
@@ -188,6 +194,19 @@ class Run(Mapping[str, RankedList]):
 
     def _with(self, lists: dict[str, RankedList]) -> "Run":
         return Run(lists, source=self.source, queries=self.queries, docs=self.docs)
+
+
+def _lists_of(columns: Columns, queries: set[str] | None) -> dict[str, RankedList]:
+    """The ranked lists of these queries (None: of all); equal doc_ids are one string."""
+    distinct = np.array(columns.distinct_doc_ids, dtype=object)
+    lists = {}
+    for query_id, start, stop in zip(
+        columns.query_ids, columns.starts[:-1], columns.starts[1:], strict=True
+    ):
+        if queries is None or query_id in queries:
+            doc_ids = tuple(distinct[columns.doc_ids[start:stop]].tolist())
+            lists[query_id] = RankedList(doc_ids, columns.scores[start:stop].copy())
+    return lists
 
 
 def _ranked(rows: list[Row], source: str | Path) -> RankedList:

@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from rankdistillm.errors import InputError
+from rankdistillm.run_columns import read_columns
 from rankdistillm.runs import RankedList, Run
 
 TREC = "q1 Q0 d1 1 3.5 tag\nq1 Q0 d2 2 2.5 tag\nq2 Q0 d3 1 0.1 tag\n"
@@ -325,3 +326,66 @@ def test_where_names_the_line(write):
     assert run.where("q2").endswith("some.run, line 4")
     assert run.where("q1", "d2").endswith("some.run, line 3")
     assert Run.from_scores({"q": {"d": 1.0}}, source="made here").where("q") == "made here"
+
+
+# ---- Parquet, column by column
+
+
+def parquet(path, **columns):
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def row_by_row(path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("rankdistillm.runs.read_columns", lambda path: None)
+        return Run.read(path)
+
+
+@pytest.mark.parametrize("names", [("rank",), ("score",), ("rank", "score")])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_columns_give_the_run_that_rows_give(names, shuffled, tmp_path, monkeypatch):
+    rng = np.random.default_rng(len(names))
+    rows = []
+    for query in rng.permutation(30):
+        scores = np.sort(rng.integers(0, 6, 12))[::-1]  # with ties
+        docs = rng.permutation(40)[:12]
+        rows += [
+            (str(query), int(d), rank, float(s))
+            for rank, (d, s) in enumerate(zip(docs, scores, strict=True), 1)
+        ]
+    if shuffled:
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+    columns = dict(
+        zip(("query_id", "docno", "rank", "score"), zip(*rows, strict=True), strict=True)
+    )
+    kept = {n: list(v) for n, v in columns.items() if n in ("query_id", "docno", *names)}
+    path = parquet(tmp_path / "a.parquet", **kept)
+    assert read_columns(path) is not None
+    fast, slow = Run.read(path), row_by_row(path, monkeypatch)
+    assert list(fast) == list(slow)
+    for query_id, ranked in slow.items():
+        assert fast[query_id].doc_ids == ranked.doc_ids
+        assert fast[query_id].scores.tolist() == ranked.scores.tolist()
+    some = Run.read(path, queries={"3", "5"})
+    assert set(some) == {"3", "5"}
+    assert some["3"].doc_ids == slow["3"].doc_ids
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"doc_id": ["a", "a"]}, "line 2: passage a stands twice"),
+        ({"score": [1.0, 2.0]}, "line 2: rank 2 with score 2 contradicts rank 1"),
+        ({"score": [1.0, float("nan")]}, "line 2: the score nan is not finite"),
+        ({"rank": [1.0, 2.5]}, "line 2: the rank 2.5 is not a whole number"),
+        ({"rank": [1.0, float("inf")]}, "line 2: the rank inf is not a whole number"),
+        ({"doc_id": ["a", None]}, "line 2: the doc_id has no value"),
+    ],
+)
+def test_what_columns_cannot_tell_is_said_row_by_row(changes, said, tmp_path):
+    columns = {"query_id": ["q", "q"], "doc_id": ["a", "b"], "rank": [1, 2], "score": [2.0, 1.0]}
+    path = parquet(tmp_path / "a.parquet", **(columns | changes))
+    assert read_columns(path) is None
+    with pytest.raises(InputError, match=said):
+        Run.read(path)

@@ -45,6 +45,8 @@ def main() -> None:
             "electra_base",
             start,
             f"data.train.num_queries={number}",
+            # The depth counts in ColBERTv2's ranking, which the teacher re-ranked.
+            "data.train.first_stage=msmarco-passage/train/rank-distillm-colbert",
             f"data.train.depth={depth}",
             f"data.train.list_size={depth}",
             *([f"max_steps={3 * most // 32}"] if arguments.matched else []),
