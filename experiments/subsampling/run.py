@@ -36,7 +36,7 @@ def first_stages(data: Path, work: Path) -> Path:
 
 
 def teacher(work: Path, num_queries: int, seed: int) -> Path:
-    """The teacher's lists of some queries, over all first stages; the samples of a seed are nested."""
+    """The lists of some queries, over all first stages; the samples of a seed are nested."""
     file = work / f"seed{seed}/teacher-{num_queries}.run"
     if not file.exists():
         run = Run.read(work / "distill-teacher.run")
