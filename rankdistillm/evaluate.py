@@ -6,7 +6,7 @@ corpus) and their arithmetic and geometric means.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, geometric_mean
 from typing import Any
@@ -32,7 +32,7 @@ Measured = Mapping[str, Mapping[str, Figures]]
 
 def format_table(figures: Mapping[str, Figures], metrics: Sequence[str]) -> str:
     """Runs of one collection as rows, means of metrics as columns; below it the counts."""
-    return as_text(_table({"": figures}, metrics, {}, None))
+    return as_text(_table({"": figures}, metrics, {}, {"": [""]}))
 
 
 def evaluate(config: DictConfig) -> None:
@@ -44,16 +44,16 @@ def evaluate(config: DictConfig) -> None:
         format_of(config.table)
     files, notes = find_runs(config.runs, config.qrels)
     _check_baselines(files, baselines)
+    groups = _groups(files, config)
     measured = {collection: _measure(judged, metrics) for collection, judged in files.items()}
     significance = {
         group: compare(
             figures, present, test=config.test, correction=config.correction, alpha=config.alpha
         )
-        for group, figures in _grouped(measured, config).items()
+        for group, figures in _pooled_by_group(measured, groups).items()
         if (present := [name for name in baselines if name in figures])
     }
-    corpora = _corpora(measured, config)
-    table = _table(measured, metrics, significance, corpora, notes)
+    table = _table(measured, metrics, significance, groups, notes)
     print(as_text(table))
     if config.table:
         _write(config.table, format_of(config.table)(table))
@@ -86,38 +86,38 @@ def _check_baselines(files: Mapping[str, JudgedFiles], baselines: Sequence[str])
             raise InputError(f"baseline={baseline} is not among the runs: {', '.join(runs)}")
 
 
-def _corpora(measured: Measured, config: DictConfig) -> dict[str, list[str]] | None:
-    """Corpus -> its collections; None where collections are not to be grouped.
+def _groups(collections: Iterable[str], config: DictConfig) -> dict[str, list[str]]:
+    """Corpus -> its collections; with ``by=collection`` each is a group of its own.
 
     A corpus is what stands before the last slash of a collection's id, unless
     ``config.corpora`` has another name for that.
     """
     if config.by not in ("collection", "corpus"):
         raise InputError(f"by={config.by} is not one of collection, corpus")
-    if config.by == "collection":
-        return None
-    corpora: dict[str, list[str]] = {}
-    for collection in measured:
-        corpus = collection.rpartition("/")[0] or collection
-        corpora.setdefault((config.corpora or {}).get(corpus, corpus), []).append(collection)
-    return corpora
+    groups: dict[str, list[str]] = {}
+    for collection in collections:
+        group = collection
+        if config.by == "corpus":
+            corpus = collection.rpartition("/")[0] or collection
+            group = (config.corpora or {}).get(corpus, corpus)
+        groups.setdefault(group, []).append(collection)
+    return groups
 
 
-def _grouped(measured: Measured, config: DictConfig) -> dict[str, dict[str, Figures]]:
-    """Corpus (or collection) -> run -> figures of the queries of all its collections.
+def _pooled_by_group(
+    measured: Measured, groups: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, Figures]]:
+    """Group -> run -> figures of the queries of all its collections.
 
     A run that lacks one of them is left out.
     """
-    corpora = _corpora(measured, config)
-    if corpora is None:
-        return {collection: dict(figures) for collection, figures in measured.items()}
     return {
-        corpus: {
+        group: {
             name: _pooled({c: measured[c][name] for c in collections})
             for name in measured[collections[0]]
             if all(name in measured[c] for c in collections)
         }
-        for corpus, collections in corpora.items()
+        for group, collections in groups.items()
     }
 
 
@@ -134,11 +134,10 @@ def _table(
     measured: Measured,
     metrics: Sequence[str],
     significance: Mapping[str, Significance],
-    corpora: Mapping[str, Sequence[str]] | None,
+    groups: Mapping[str, Sequence[str]],
     notes: Sequence[str] = (),
 ) -> Table:
     """A column for each metric and, where there are several, each collection or corpus."""
-    groups = corpora or {collection: [collection] for collection in measured}
     runs = list(dict.fromkeys(name for figures in measured.values() for name in figures))
     columns, values, marks = [], {}, {}
     lacking: dict[str, list[str]] = {}

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
@@ -59,12 +60,14 @@ def find_file(source: str, name: str) -> str | None:
     )
 
 
-def read_tensors(source: str) -> dict[str, Tensor]:
-    """All weights, from safetensors, or from a file of torch's that holds nothing but tensors."""
+def read_tensors(source: str, prefix: str = "") -> dict[str, Tensor]:
+    """The weights whose names start with ``prefix``; a file of torch's may hold tensors alone."""
     file = find_file(source, "model.safetensors")
     if file is not None:
-        return load_file(file)
-    return torch.load(str(cached_file(source, "pytorch_model.bin")), "cpu", weights_only=True)
+        with safe_open(file, framework="pt") as tensors:
+            return {n: tensors.get_tensor(n) for n in tensors.keys() if n.startswith(prefix)}  # noqa: SIM118
+    tensors = torch.load(str(cached_file(source, "pytorch_model.bin")), "cpu", weights_only=True)
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def write_files(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:

@@ -1,10 +1,11 @@
 """The students of the paper as commands: stage 1, stage 2, re-ranking of first-stage runs."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.commands import rerank, train
+from experiments.commands import command, rerank, train
 from rankdistillm.judged_runs import runs_of_folder
 from rankdistillm.runs import Run
 
@@ -47,6 +48,27 @@ class Study:
                 output.parent.mkdir(parents=True, exist_ok=True)
                 if not output.exists():
                     Run.read(file).truncate(100).write(output)
+
+    def measure(self, output: Path, *arguments: str) -> None:
+        """Evaluate all runs so far by nDCG@10 into the report ``output``."""
+        given = ", ".join(f"{collection}: {file}" for collection, file in self.qrels.items())
+        qrels = [f"qrels={{{given}}}"] if given else []
+        runs = f"runs={self.work / 'runs'}"
+        command("evaluate", runs, *qrels, "metrics=ndcg@10", f"output={output}", *arguments)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What every study that trains takes from the command line."""
+    parser.add_argument("work", type=Path)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--override", action="append", default=[], help="of every training")
+    parser.add_argument("--qrels", action="append", default=[], metavar="COLLECTION=FILE")
+
+
+def study_of(arguments: argparse.Namespace) -> Study:
+    """The study that these options describe."""
+    qrels = dict(given.split("=", 1) for given in arguments.qrels)
+    return Study(arguments.work, arguments.runs, arguments.override, qrels)
 
 
 def run_name(name: str, collection: str) -> str:

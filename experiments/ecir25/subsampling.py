@@ -12,8 +12,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from experiments.commands import command
-from experiments.ecir25.recipes import Study
+from experiments.ecir25.recipes import add_options, study_of
 from rankdistillm.plots import plot_amounts
 
 FACTS = json.loads((Path(__file__).parent / "published.json").read_text())
@@ -22,16 +21,12 @@ QUERIES, DEPTHS = (1000, 2000, 5000, 10000), (10, 20, 50, 100)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("work", type=Path)
-    parser.add_argument("runs", type=Path)
+    add_options(parser)
     parser.add_argument("--matched", action="store_true", help="the same steps for all")
     parser.add_argument("--queries", type=int, nargs="+", default=QUERIES)
     parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
-    parser.add_argument("--override", action="append", default=[], help="of every training")
-    parser.add_argument("--qrels", action="append", default=[], metavar="COLLECTION=FILE")
     arguments = parser.parse_args()
-    qrels = dict(given.split("=", 1) for given in arguments.qrels)
-    study = Study(arguments.work, arguments.runs, arguments.override, qrels)
+    study = study_of(arguments)
     start = study.prefinetune("electra_base")
     most, deepest = max(arguments.queries), max(arguments.depths)
     sizes = [(number, deepest) for number in arguments.queries]
@@ -53,13 +48,7 @@ def main() -> None:
         )
         study.rerank_all(names[number, depth], student)
     report = arguments.work / "subsampling.json"
-    command(
-        "evaluate",
-        f"runs={arguments.work / 'runs'}",
-        *([f"qrels={{{', '.join(f'{c}: {f}' for c, f in qrels.items())}}}"] if qrels else []),
-        "metrics=ndcg@10",
-        f"output={report}",
-    )
+    study.measure(report)
     show(report, names, arguments.work, (most, deepest))
 
 

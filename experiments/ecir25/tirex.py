@@ -8,11 +8,11 @@ with a licence of their own: ir_datasets says where to get them.
 """
 
 import argparse
+import csv
 import json
 from pathlib import Path
 from statistics import fmean, geometric_mean
 
-from experiments.commands import command
 from experiments.ecir25.recipes import FIRST_STAGE, Study
 from rankdistillm.judged_runs import runs_of_folder
 
@@ -43,14 +43,11 @@ def main() -> None:
     study.copy_first_stages()
     study.rerank_all(arguments.name, arguments.student)
     table = arguments.work / "tirex.csv"
-    command(
-        "evaluate",
-        f"runs={arguments.work / 'runs'}",
-        "metrics=ndcg@10",
+    study.measure(
+        arguments.work / "tirex.json",
         "by=corpus",
         f"corpora={CORPORA}",
         f"baseline={FIRST_STAGE}@bm25",
-        f"output={arguments.work / 'tirex.json'}",
         f"table={table}",
     )
     print_table(table, f"{arguments.name}@bm25", PUBLISHED[arguments.published])
@@ -58,8 +55,6 @@ def main() -> None:
 
 def print_table(table: Path, run: str, published: dict) -> None:
     """Corpus by corpus as Markdown; both means over the corpora that are there."""
-    import csv
-
     with open(table, encoding="utf-8") as file:
         ours = {
             row["measurement"]: float(row["value"])

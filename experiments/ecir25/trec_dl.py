@@ -10,10 +10,10 @@ import argparse
 import json
 from pathlib import Path
 
-from experiments.commands import command
-from experiments.ecir25.recipes import FIRST_STAGE, Study
+from experiments.ecir25.recipes import FIRST_STAGE, Study, add_options, study_of
 
-PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())["trec_dl"]
+FACTS = json.loads((Path(__file__).parent / "published.json").read_text())
+PUBLISHED = FACTS["trec_dl"] | FACTS["losses"]
 # name -> (model, stage 1 too?, overrides of stage 2 or None, name in the published table)
 STUDENTS = {
     "base-stage-1": ("electra_base", True, None, "monoelectra-base"),
@@ -47,9 +47,8 @@ def make(study: Study, name: str, bm25_lists: str | None) -> Path:
 
 def published(name: str, first: str, collection: str) -> float | None:
     """The figure of the paper, None where it has none."""
-    losses = json.loads((Path(__file__).parent / "published.json").read_text())["losses"]
     key = "first_stage" if name == FIRST_STAGE else STUDENTS[name][3]
-    found = (PUBLISHED | losses).get(key, {}).get(f"{first} {collection}")
+    found = PUBLISHED.get(key, {}).get(f"{first} {collection}")
     return found and found["value"]
 
 
@@ -66,15 +65,11 @@ def print_table(report: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("work", type=Path)
-    parser.add_argument("runs", type=Path)
+    add_options(parser)
     parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS))
     parser.add_argument("--bm25-lists", help="RankZephyr over BM25 on the training queries")
-    parser.add_argument("--override", action="append", default=[], help="of every training")
-    parser.add_argument("--qrels", action="append", default=[], metavar="COLLECTION=FILE")
     arguments = parser.parse_args()
-    qrels = dict(given.split("=", 1) for given in arguments.qrels)
-    study = Study(arguments.work, arguments.runs, arguments.override, qrels)
+    study = study_of(arguments)
     study.copy_first_stages()
     for name in arguments.students:
         if name == "base-both-bm25-lists" and not arguments.bm25_lists:
@@ -82,12 +77,8 @@ def main() -> None:
             continue
         study.rerank_all(name, make(study, name, arguments.bm25_lists))
     report = arguments.work / "trec_dl.json"
-    command(
-        "evaluate",
-        f"runs={arguments.work / 'runs'}",
-        *([f"qrels={{{', '.join(f'{c}: {f}' for c, f in qrels.items())}}}"] if qrels else []),
-        "metrics=ndcg@10",
-        f"output={report}",
+    study.measure(
+        report,
         f"table={arguments.work / 'trec_dl.tex'}",
         f"per_query={arguments.work / 'trec_dl_queries.csv'}",
     )

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from rankdistillm.networks import ClassifierNetwork, MonoNetwork
 
+HEAD = "linear."
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -42,7 +44,13 @@ def set_dropout(config: Any, rate: float | None) -> None:
             setattr(config, name, rate)
 
 
-def mono_network(backbone: Any, head: dict[str, Tensor], pooling: str) -> MonoNetwork:
+def mono_network(backbone: Any, tensors: dict[str, Tensor], pooling: str) -> MonoNetwork:
+    """The encoder with the head ``linear.*`` among the tensors; a fresh one if there is none."""
+    head = {
+        name.removeprefix(HEAD): tensor.float()
+        for name, tensor in tensors.items()
+        if name.startswith(HEAD)
+    }
     # The bias is there if its weights are, whatever the config says.
     outputs = len(head["weight"]) if head else 1
     network = MonoNetwork(backbone, pooling=pooling, bias="bias" in head, outputs=outputs)
@@ -52,10 +60,6 @@ def mono_network(backbone: Any, head: dict[str, Tensor], pooling: str) -> MonoNe
 
 
 def mono_tensors(network: MonoNetwork) -> dict[str, Tensor]:
-    head = {f"linear.{name}": tensor for name, tensor in network.linear.state_dict().items()}
+    """The encoder's weights by transformers' names, and the head's."""
+    head = {f"{HEAD}{name}": tensor for name, tensor in network.linear.state_dict().items()}
     return network.backbone.state_dict() | head
-
-
-def head_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    prefix = "linear."
-    return {n.removeprefix(prefix): t.float() for n, t in tensors.items() if n.startswith(prefix)}

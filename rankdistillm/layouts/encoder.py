@@ -7,8 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from rankdistillm.layouts.contents import (
+    HEAD,
     Checkpoint,
-    head_of,
     longest_pair,
     mono_network,
     mono_tensors,
@@ -30,7 +30,8 @@ def load(
     )
     tokenizer = AutoTokenizer.from_pretrained(source)
     ours = raw.get("rankdistillm") or {}
-    head = head_of(read_tensors(source)) if find_file(source, "model.safetensors") else {}
+    # Our own heads alone: the encoder has been read.
+    head = read_tensors(source, HEAD) if find_file(source, "model.safetensors") else {}
     network = mono_network(backbone, head, ours.get("pooling", "first"))
     return Checkpoint(
         "encoder",

@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from rankdistillm.layouts.contents import (
+    HEAD,
     Checkpoint,
-    head_of,
     longest_pair,
     mono_network,
     mono_tensors,
@@ -45,7 +45,7 @@ def load(
     weights = {
         re.sub(rf"^({backbone.base_model_prefix}|{backbone_type})\.", "", name): tensor
         for name, tensor in tensors.items()
-        if not name.startswith("linear.")
+        if not name.startswith(HEAD)
     }
     missing, unexpected = backbone.load_state_dict(weights, strict=False)
     missing = [name for name in missing if not name.startswith("pooler.")]
@@ -60,7 +60,7 @@ def load(
     tokenizer = _load_tokenizer(source, config)
     return Checkpoint(
         "mono",
-        mono_network(backbone, head_of(tensors), raw.get("pooling_strategy") or "first"),
+        mono_network(backbone, tensors, raw.get("pooling_strategy") or "first"),
         tokenizer,
         raw.get("query_length", 32),
         raw.get("doc_length", 512),
