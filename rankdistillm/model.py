@@ -1,6 +1,6 @@
 """The student: a cross-encoder, from texts to scores."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rankdistillm.devices import autocast_dtype_of
 from rankdistillm.layouts import Checkpoint, load_checkpoint, write_checkpoint
+from rankdistillm.packed_attention import Segments
 from rankdistillm.tokens import CHUNK_TOKENS, PackedPairs, PairTemplate, TokenisedTexts, plan_chunks
 
 
@@ -62,8 +63,8 @@ class CrossEncoder(nn.Module):
         """
         device = torch.device(device)
         dtype = autocast_dtype_of(precision, device)
-        # On CPUs the fused attention's backward takes six times as long as plain matrix products
-        # at the lengths of passages (torch 2.13).
+        # For encoders that take no packed pairs. On CPUs the fused attention's backward takes six
+        # times as long as plain matrix products at the lengths of passages (torch 2.13).
         attention = "eager" if device.type == "cpu" else None
         checkpoint = load_checkpoint(str(path), dropout=dropout, attention=attention)
         model = cls(checkpoint, retokenise=retokenise, autocast_dtype=dtype)
@@ -107,30 +108,37 @@ class CrossEncoder(nn.Module):
 
     def forward(self, pairs: PackedPairs) -> Tensor:
         """Scores of the pairs, float32 ``[len(pairs)]``."""
-        chunks, scores = zip(*self.score_chunks(pairs), strict=True)
+        chunks = plan_chunks(pairs.lengths, self.chunk_tokens)
+        scores = torch.cat([scored for _, scored in self.score_chunks(pairs, chunks)])
         restore = np.empty(len(pairs), dtype=np.int64)
         restore[np.concatenate(chunks)] = np.arange(len(pairs))
-        return torch.cat(scores)[torch.from_numpy(restore).to(self.device)]
+        return scores[_to(restore, self.device)]
 
-    def score_chunks(self, pairs: PackedPairs) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Yield ``(positions of some pairs, their scores)`` chunk by chunk, longest pairs first.
-
-        Pairs of about the same length share a chunk, so that little is padded.
-        """
+    def score_chunks(
+        self, pairs: PackedPairs, chunks: Sequence[np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yield each chunk (positions of some pairs) with the scores of its pairs, float32."""
         device = self.device
-        # One look-up for all chunks: its gradient has the size of the vocabulary, and would be
-        # made anew for each chunk.
-        embedded = self.network.get_input_embeddings()(_to(pairs.tokens, device))
-        for chunk in plan_chunks(pairs.lengths, CHUNK_TOKENS):
-            places, mask = pairs.rectangle(chunk)
-            inputs = {"attention_mask": _to(mask, device)}
-            if pairs.types is not None:
-                inputs["token_type_ids"] = _to(pairs.types[places], device)
+        parts = [pairs.select(chunk) for chunk in chunks]
+        tokens = [_to(part.tokens, device) for part in parts]
+        embed = self.network.get_input_embeddings()
+        embedded: Iterable[Tensor] = map(embed, tokens)
+        if torch.is_grad_enabled():
+            # One look-up for all chunks: its gradient has the size of the vocabulary, and would be
+            # made anew for each chunk.
+            embedded = embed(torch.cat(tokens)).split([len(part.tokens) for part in parts])
+        for chunk, part, states in zip(chunks, parts, embedded, strict=True):
+            types = None if part.types is None else _to(part.types, device)
             with torch.autocast(
                 device.type, self.autocast_dtype, enabled=self.autocast_dtype != torch.float32
             ):
-                scores = self.network(inputs_embeds=embedded[_to(places, device)], **inputs)
+                scores = self.network(states, types, Segments(part.lengths, device))
             yield chunk, scores
+
+    @property
+    def chunk_tokens(self) -> int:
+        """How many tokens go through the network at once; a GPU wants more to be filled."""
+        return CHUNK_TOKENS * (1 if self.device.type == "cpu" else 32)
 
     @property
     def device(self) -> torch.device:

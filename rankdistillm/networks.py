@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rankdistillm.errors import InputError
 from rankdistillm.first_token import restrict_last_layer
+from rankdistillm.packed_attention import Segments, first_position, use_packed_attention
 
 POOLINGS = ("first", "mean", "max", "sum")
 
@@ -26,8 +27,8 @@ class MonoNetwork(nn.Module):
         if pooling not in POOLINGS:
             raise InputError(f"pooling {pooling!r} is not one of {', '.join(POOLINGS)}")
         backbone.pooler = None  # its output is not used
-        if pooling == "first":
-            restrict_last_layer(backbone)
+        self.packed = use_packed_attention(backbone)
+        self.first_only = self.packed and pooling == "first" and restrict_last_layer(backbone)
         self.backbone: Any = backbone
         self.pooling = pooling
         self.linear = nn.Linear(backbone.config.hidden_size, outputs, bias=bias)
@@ -41,22 +42,31 @@ class MonoNetwork(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
-    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
-        """Scores ``[pairs]`` of embedded tokens ``[pairs, tokens, embedding size]``."""
-        states = self.backbone(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, **inputs
-        ).last_hidden_state
+    def forward(self, embedded: Tensor, types: Tensor | None, segments: Segments) -> Tensor:
+        """Scores ``[pairs]`` of packed pairs.
+
+        ``embedded`` ``[tokens, embedding size]``; ``types``: token types ``[tokens]``, None for a
+        model that takes none.
+        """
+        inputs = _encoder_inputs(self.backbone, self.packed, embedded, types, segments)
+        states = self.backbone(**inputs).last_hidden_state
         # Scores are float32 whatever the encoder computes in.
         with torch.autocast(states.device.type, enabled=False):
-            scores = self.linear(self._pool(states.float(), attention_mask))
+            scores = self.linear(self._pool(states.float(), segments))
         if scores.shape[-1] == 2:
             return scores.log_softmax(-1)[:, 1]
         return scores.squeeze(-1)
 
-    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
+    def _pool(self, states: Tensor, segments: Segments) -> Tensor:
+        if self.first_only:
+            return states[:, 0]
+        if self.packed and self.pooling == "first":
+            return states[0].index_select(0, segments.starts)
+        if self.packed:
+            states = segments.pad(states[0])
         if self.pooling == "first":
             return states[:, 0]
-        real = mask.bool().unsqueeze(-1)
+        real = segments.mask.unsqueeze(-1)
         if self.pooling == "max":
             return states.masked_fill(~real, -torch.inf).amax(1)
         total = states.masked_fill(~real, 0).sum(1)
@@ -68,8 +78,11 @@ class ClassifierNetwork(nn.Module):
 
     def __init__(self, classifier: Any) -> None:
         super().__init__()
-        # The heads of BERT, ELECTRA and RoBERTa look at the first token alone.
-        restrict_last_layer(classifier.base_model)
+        # The heads of BERT, ELECTRA and RoBERTa look at the first token alone; others want to see
+        # the rectangle.
+        self.packed = restrict_last_layer(classifier.base_model)
+        if self.packed:
+            use_packed_attention(classifier)
         self.classifier: Any = classifier
 
     @property
@@ -80,6 +93,24 @@ class ClassifierNetwork(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.classifier.get_input_embeddings()
 
-    def forward(self, **inputs: Tensor) -> Tensor:
+    def forward(self, embedded: Tensor, types: Tensor | None, segments: Segments) -> Tensor:
         """Scores ``[pairs]``; the inputs are those of `MonoNetwork.forward`."""
+        inputs = _encoder_inputs(self.classifier, self.packed, embedded, types, segments)
         return self.classifier(**inputs).logits.squeeze(-1).float()
+
+
+def _encoder_inputs(
+    model: Any, packed: bool, embedded: Tensor, types: Tensor | None, segments: Segments
+) -> dict[str, Any]:
+    """What a model of transformers is called with: one row of all pairs, or a padded rectangle."""
+    if packed:
+        inputs = {
+            "inputs_embeds": embedded.unsqueeze(0),
+            "position_ids": (segments.positions + first_position(model.config)).unsqueeze(0),
+            "segments": segments,
+        }
+    else:
+        inputs = {"inputs_embeds": segments.pad(embedded), "attention_mask": segments.mask.long()}
+    if types is not None:
+        inputs["token_type_ids"] = types.unsqueeze(0) if packed else segments.pad(types)
+    return inputs

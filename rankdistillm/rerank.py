@@ -16,6 +16,7 @@ from rankdistillm.errors import InputError
 from rankdistillm.model import CrossEncoder
 from rankdistillm.runs import Run
 from rankdistillm.texts import texts_of_run
+from rankdistillm.tokens import plan_chunks
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,8 @@ class Reranker:
                     packed = model.template.pack(
                         [(query_tokens[q], doc_tokens[d]) for q, d in window]
                     )
-                    for chosen, scored in model.score_chunks(packed):
+                    chunks = plan_chunks(packed.lengths, model.chunk_tokens)
+                    for chosen, scored in model.score_chunks(packed, chunks):
                         if model.activation is not None:
                             scored = model.activation(scored)
                         scores[start + chosen] = scored.cpu().numpy()

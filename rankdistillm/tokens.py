@@ -1,7 +1,7 @@
 """Each distinct text is tokenised once; pairs are packed from the parts and the special tokens.
 
 Shapes: a `PackedPairs` holds the tokens of all its pairs end to end in one flat array, pair i at
-the place where pairs 0 to i - 1 end; only `PackedPairs.rectangle` pads.
+the place where pairs 0 to i - 1 end.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 TEXTS_AT_ONCE = 10_000
 
-# Sorted by length and cut into rectangles of about this many tokens, pairs carry little padding
-# and still fill the matrix units.
+# Sorted by length and cut into chunks of about this many tokens, pairs need little padding where
+# they need any, and still fill a CPU's matrix units.
 CHUNK_TOKENS = 2048
 
 
@@ -172,18 +172,6 @@ class PackedPairs:
         source = np.arange(lengths.sum()) + np.repeat(shift, lengths)
         types = None if self.types is None else self.types[source]
         return PackedPairs(self.tokens[source], types, lengths)
-
-    def rectangle(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places in ``tokens`` of the chosen pairs, padded on the right to the longest of them.
-
-        Returns (places, mask), both ``[len(chosen), longest]``; mask is True for a real token, and
-        the place of a padding is 0, any token being as good as another there.
-        """
-        lengths = self.lengths[chosen]
-        starts = (np.cumsum(self.lengths) - self.lengths)[chosen]
-        columns = np.arange(lengths.max())
-        mask = columns < lengths[:, None]
-        return np.where(mask, starts[:, None] + columns, 0), mask
 
 
 def plan_chunks(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:

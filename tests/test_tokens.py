@@ -60,14 +60,12 @@ def test_sorted_chunks_carry_little_padding():
     assert lengths.sum() <= padded_tokens(lengths) < 1.05 * lengths.sum()
 
 
-def test_select_and_rectangle_agree_with_the_pack():
+def test_selected_pairs_are_packed_alike():
     tokenizer = tokenizer_for("bert")
     docs = TokenisedTexts(DOCS, tokenizer, 256, description="")
-    packed = PairTemplate.from_tokenizer(tokenizer).pack([(docs["d1"], docs[d]) for d in DOCS])
-    chosen = packed.select(np.array([2, 0]))
-    places, mask = packed.rectangle(np.array([2, 0]))
-    for row in range(2):
-        start = chosen.lengths[:row].sum()
-        expected = chosen.tokens[start : start + chosen.lengths[row]]
-        assert packed.tokens[places[row][mask[row]]].tolist() == expected.tolist()
-    assert mask.sum() == chosen.lengths.sum()
+    pairs = [(docs["d1"], docs[d]) for d in DOCS]
+    template = PairTemplate.from_tokenizer(tokenizer)
+    chosen = template.pack(pairs).select(np.array([2, 0]))
+    expected = template.pack([pairs[2], pairs[0]])
+    for found, wanted in zip(vars(chosen).values(), vars(expected).values(), strict=True):
+        assert found.tolist() == wanted.tolist()

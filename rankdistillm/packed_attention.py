@@ -1,0 +1,266 @@
+"""Attention among the tokens of each pair, in a row of packed pairs: nothing is padded outside it.
+
+An encoder of transformers runs on ``[1, tokens]``, all pairs end to end, and hands its queries,
+keys and values to `packed_attention`. On CUDA in half precision that is torch's variable-length
+flash attention; elsewhere pairs of about the same length share a rectangle for the two matrix
+products, and only there are padded. The flash kernel has no dropout of attention probabilities:
+on CUDA ``attention_probs_dropout_prob`` is not applied in training (other dropout is).
+"""
+
+import inspect
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+NAME = "rankdistillm_packed"
+
+# Their embeddings and layers treat each token alone, so that only attention need know of pairs.
+MODEL_TYPES = ("bert", "electra", "roberta", "xlm-roberta", "camembert", "modernbert")
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where the pairs lie in a row of tokens: pair i has the next ``lengths[i]`` of them."""
+
+    lengths: np.ndarray
+    device: torch.device
+
+    @classmethod
+    def of_one_token(cls, segments: "Segments") -> "Segments":
+        """A row with one token for each of these pairs."""
+        return cls(np.ones_like(segments.lengths), segments.device)
+
+    @property
+    def longest(self) -> int:
+        return int(self.lengths.max())
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """int64 ``[pairs]``: where each pair's first token is."""
+        return self._to_device(np.cumsum(self.lengths) - self.lengths)
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """int32 ``[pairs + 1]``: where each pair ends, from 0."""
+        return self._to_device(np.cumsum([0, *self.lengths]).astype(np.int32))
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """int64 ``[tokens]``: the place of each token in its pair, from 0."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        return self._to_device(np.arange(self.lengths.sum()) - np.repeat(starts, self.lengths))
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """``[pairs, longest]``: True for a real token of the rectangle."""
+        return self._to_device(np.arange(self.longest) < self.lengths[:, None])
+
+    @cached_property
+    def places(self) -> Tensor:
+        """int64 ``[pairs, longest]``: the token at each place of the rectangle, 0 for a padding."""
+        return torch.where(
+            self.mask,
+            self.starts[:, None] + torch.arange(self.longest, device=self.device),
+            0,
+        )
+
+    @cached_property
+    def real(self) -> Tensor:
+        """int64 ``[tokens]``: the place of each token in the flattened rectangle."""
+        rows = np.repeat(np.arange(len(self.lengths)) * self.longest, self.lengths)
+        return self._to_device(rows) + self.positions
+
+    def pad(self, row: Tensor) -> Tensor:
+        """``[tokens, ...]`` -> ``[pairs, longest, ...]``; a padding repeats the first token."""
+        return row.index_select(0, self.places.flatten()).unflatten(0, self.places.shape)
+
+    def unpad(self, rectangle: Tensor) -> Tensor:
+        """``[pairs, longest, ...]`` -> ``[tokens, ...]``."""
+        return rectangle.flatten(0, 1).index_select(0, self.real)
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def use_packed_attention(backbone: Any) -> bool:
+    """Let the encoder take packed pairs, if it is one that can; returns whether it is."""
+    if backbone.config.model_type not in MODEL_TYPES:
+        return False
+    backbone.set_attn_implementation(NAME)
+    return True
+
+
+def first_position(config: Any) -> int:
+    """The position of a pair's first token: RoBERTa's count from behind the padding's."""
+    is_roberta = config.model_type in ("roberta", "xlm-roberta", "camembert")
+    return config.pad_token_id + 1 if is_roberta else 0
+
+
+def packed_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segments: Segments,
+    scaling: float,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """What transformers' layers call, with ``[1, heads, tokens, head size]`` each.
+
+    ``segments`` comes from the keyword of that name given to the model.
+    """
+    rows = (states[0].transpose(0, 1) for states in (query, key, value))
+    # transformers' window counts the token itself.
+    window = None if sliding_window is None else sliding_window - 1
+    return attend(*rows, segments, segments, scaling, dropout, window).unsqueeze(0), None
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    queries: Segments,
+    keys: Segments,
+    scaling: float,
+    dropout: float = 0.0,
+    window: int | None = None,
+) -> Tensor:
+    """softmax(q·k · scaling) v inside each pair; ``[tokens, heads, head size]`` in and out.
+
+    ``queries`` and ``keys`` say how the rows of query, and of key and value, are cut into the same
+    pairs. ``window``: a token sees those at most so many places before and behind it.
+    """
+    # Rotary positions make float32 of queries and keys under autocast.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    if _has_flash(value) and (window is None or "window_size" in _flash_parameters()):
+        from torch.nn.attention.varlen import varlen_attn
+
+        options: dict[str, Any] = {} if window is None else {"window_size": (window, window)}
+        # The kernel scales by itself, in some versions of torch always by this.
+        query = query * (scaling * query.shape[-1] ** 0.5)
+        return varlen_attn(
+            query.contiguous(),
+            key.contiguous(),
+            value.contiguous(),
+            queries.bounds,
+            keys.bounds,
+            queries.longest,
+            keys.longest,
+            **options,
+        )
+    return _InRectangles.apply(query, key, value, queries, keys, scaling, dropout, window)
+
+
+@cache
+def _flash_parameters() -> tuple[str, ...]:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return ()
+    return tuple(inspect.signature(varlen_attn).parameters)
+
+
+def _has_flash(value: Tensor) -> bool:
+    return (
+        value.is_cuda
+        and value.dtype in (torch.bfloat16, torch.float16)
+        and value.shape[-1] % 8 == 0
+        and torch.cuda.get_device_capability(value.device) >= (8, 0)
+        and bool(_flash_parameters())
+    )
+
+
+class _InRectangles(torch.autograd.Function):
+    """`attend` by plain matrix products in a padded rectangle, softmax in float32.
+
+    On a CPU that is several times as fast as torch's fused attention at the lengths of passages
+    (torch 2.13).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        queries: Segments,
+        keys: Segments,
+        scaling: float,
+        dropout: float,
+        window: int | None,
+    ) -> Tensor:
+        q, k, v = _heads(query, queries), _heads(key, keys), _heads(value, keys)
+        # One pass scales, masks and widens to float32.
+        logits = torch.add(_bias(queries, keys, window), q @ k.mT, alpha=scaling)
+        weights = logits.softmax(-1).to(v.dtype)
+        kept = None
+        if dropout:
+            kept = torch.empty_like(weights).bernoulli_(1 - dropout).div_(1 - dropout)
+        context = (weights if kept is None else weights * kept) @ v
+        ctx.save_for_backward(q, k, v, weights, kept, context)
+        ctx.queries, ctx.keys, ctx.scaling = queries, keys, scaling
+        return _rows(context, queries)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights, kept, context = ctx.saved_tensors
+        queries, keys = ctx.queries, ctx.keys
+        # A padded query repeats a real one; its gradient is not to be counted.
+        g = _heads(gradients[0].to(v.dtype), queries)
+        g = g.masked_fill_(~queries.mask[:, None, :, None], 0)
+        of_value = (weights if kept is None else weights * kept).mT @ g
+        of_weights = g @ v.mT
+        if kept is not None:
+            of_weights *= kept
+        # Softmax's derivative; the sum over weights · of_weights is that over context · g.
+        wide = torch.promote_types(v.dtype, torch.float32)
+        of_logits = of_weights.to(wide).sub_((context.to(wide) * g).sum(-1, keepdim=True))
+        of_logits = of_logits.mul_(weights).to(v.dtype)
+        of_query, of_key = of_logits @ k, of_logits.mT @ q
+        return (
+            _rows(of_query.mul_(ctx.scaling), queries),
+            _rows(of_key.mul_(ctx.scaling), keys),
+            _rows(of_value, keys),
+            *[None] * 5,
+        )
+
+
+def _heads(row: Tensor, segments: Segments) -> Tensor:
+    """``[tokens, heads, size]`` -> ``[pairs, heads, longest, size]``."""
+    return segments.pad(row.flatten(1)).unflatten(-1, row.shape[1:]).transpose(1, 2).contiguous()
+
+
+def _rows(rectangle: Tensor, segments: Segments) -> Tensor:
+    """``[pairs, heads, longest, size]`` -> ``[tokens, heads, size]``."""
+    return segments.unpad(rectangle.transpose(1, 2).flatten(2)).unflatten(
+        -1, (rectangle.shape[1], rectangle.shape[3])
+    )
+
+
+def _bias(queries: Segments, keys: Segments, window: int | None) -> Tensor:
+    """float32 ``[pairs, 1, 1 or longest query, longest key]``: 0 where a key is seen, else -inf."""
+    seen = keys.mask[:, None, None, :]
+    if window is not None:
+        # Queries and keys are the same tokens here.
+        places = torch.arange(keys.longest, device=keys.device)
+        # A padded query must see something, or its softmax is NaN.
+        near = (places[:, None] - places).abs() <= window
+        seen = (seen & near) | ~queries.mask[:, None, :, None]
+    return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """The mask that transformers makes for `packed_attention`: none, ``segments`` says it all."""
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, _no_mask)

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+
+from rankdistillm.packed_attention import Segments, attend
+
+CPU = torch.device("cpu")
+LENGTHS = np.array([9, 9, 4, 1])
+SEGMENTS = Segments(LENGTHS, CPU)
+
+
+def reference(query, key, value, query_lengths, scaling, window=None):
+    """Each pair alone, by autograd."""
+    contexts = []
+    pieces = zip(
+        query.split(query_lengths.tolist()),
+        key.split(LENGTHS.tolist()),
+        value.split(LENGTHS.tolist()),
+        strict=True,
+    )
+    for q, k, v in pieces:
+        logits = torch.einsum("ihd,jhd->hij", q, k) * scaling
+        if window is not None:
+            places = torch.arange(len(k))
+            far = (places[:, None] - places).abs() > window
+            logits = logits.masked_fill(far, -torch.inf)
+        contexts.append(torch.einsum("hij,jhd->ihd", logits.softmax(-1), v))
+    return torch.cat(contexts)
+
+
+def rows(tokens, dtype=torch.float64):
+    return torch.randn(tokens, 2, 4, dtype=dtype, requires_grad=True)
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_values_and_gradients_are_those_of_each_pair_alone(window):
+    torch.manual_seed(1)
+    inputs = [rows(LENGTHS.sum()) for _ in range(3)]
+    upstream = torch.randn(LENGTHS.sum(), 2, 4, dtype=torch.float64)
+    expected = reference(*inputs, LENGTHS, 0.3, window)
+    expected_gradients = torch.autograd.grad(expected, inputs, upstream)
+    found = attend(*inputs, SEGMENTS, SEGMENTS, 0.3, 0.0, window)
+    torch.testing.assert_close(found, expected)
+    for gradient, wanted in zip(
+        torch.autograd.grad(found, inputs, upstream), expected_gradients, strict=True
+    ):
+        torch.testing.assert_close(gradient, wanted)
+
+
+def test_one_query_a_pair():
+    torch.manual_seed(2)
+    ones = Segments.of_one_token(SEGMENTS)
+    inputs = [rows(len(LENGTHS)), rows(LENGTHS.sum()), rows(LENGTHS.sum())]
+    expected = reference(*inputs, ones.lengths, 0.5)
+    found = attend(*inputs, ones, SEGMENTS, 0.5)
+    torch.testing.assert_close(found, expected)
+    for gradient, wanted in zip(
+        torch.autograd.grad(found.sum(), inputs),
+        torch.autograd.grad(expected.sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, wanted)
+
+
+def test_dropout_is_that_of_the_global_generator_and_keeps_the_mean():
+    inputs = [rows(LENGTHS.sum(), torch.float32).detach() for _ in range(3)]
+    without = attend(*inputs, SEGMENTS, SEGMENTS, 0.5)
+    drawn = []
+    for seed in (1, 1, *range(2, 400)):
+        torch.manual_seed(seed)
+        drawn.append(attend(*inputs, SEGMENTS, SEGMENTS, 0.5, 0.2))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])
+    torch.testing.assert_close(torch.stack(drawn).mean(0), without, atol=0.15, rtol=0)
+
+
+def test_gradients_under_dropout_are_those_of_the_drawn_weights():
+    torch.manual_seed(3)
+    inputs = tuple(rows(LENGTHS.sum()) for _ in range(3))
+
+    def drawn(*inputs):
+        torch.manual_seed(5)
+        return attend(*inputs, SEGMENTS, SEGMENTS, 0.5, 0.3)
+
+    assert torch.autograd.gradcheck(drawn, inputs)
+
+
+def test_half_precision_is_near_and_keeps_its_type():
+    torch.manual_seed(4)
+    inputs = [rows(LENGTHS.sum(), torch.float32) for _ in range(3)]
+    exact = attend(*inputs, SEGMENTS, SEGMENTS, 0.5)
+    half = attend(*(row.bfloat16() for row in inputs), SEGMENTS, SEGMENTS, 0.5)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, atol=0.03, rtol=0.03)
+
+
+def test_padding_and_unpadding_are_inverse():
+    row = torch.arange(int(LENGTHS.sum()) * 3).view(-1, 3)
+    rectangle = SEGMENTS.pad(row)
+    assert rectangle.shape == (4, 9, 3)
+    assert torch.equal(SEGMENTS.unpad(rectangle), row)
+    assert SEGMENTS.mask.sum(1).tolist() == LENGTHS.tolist()
+    assert SEGMENTS.positions.tolist() == [*range(9), *range(9), *range(4), 0]
