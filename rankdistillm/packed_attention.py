@@ -118,10 +118,10 @@ def packed_attention(
 
     ``segments`` comes from the keyword of that name given to the model.
     """
-    rows = (states[0].transpose(0, 1) for states in (query, key, value))
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     # transformers' window counts the token itself.
     window = None if sliding_window is None else sliding_window - 1
-    return attend(*rows, segments, segments, scaling, dropout, window).unsqueeze(0), None
+    return attend(q, k, v, segments, segments, scaling, dropout, window).unsqueeze(0), None
 
 
 def attend(
@@ -147,7 +147,7 @@ def attend(
         options: dict[str, Any] = {} if window is None else {"window_size": (window, window)}
         # The kernel scales by itself, in some versions of torch always by this.
         query = query * (scaling * query.shape[-1] ** 0.5)
-        return varlen_attn(
+        context: Any = varlen_attn(
             query.contiguous(),
             key.contiguous(),
             value.contiguous(),
@@ -157,6 +157,7 @@ def attend(
             keys.longest,
             **options,
         )
+        return context
     return _InRectangles.apply(query, key, value, queries, keys, scaling, dropout, window)
 
 
