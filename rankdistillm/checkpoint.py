@@ -1,17 +1,23 @@
 """Save and load: the student's folder, and all that a run needs to go on where it stopped."""
 
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rankdistillm import processes
 from rankdistillm.errors import InputError
+from rankdistillm.files import replacing
 
-STATE = "state.pt"
+log = logging.getLogger(__name__)
+
+# Two, so that there is one to go back to where the newest cannot be read.
+STATES_KEPT = 2
 
 
 @contextmanager
@@ -42,44 +48,86 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def save_student(model: Any, folder: Path) -> None:
-    """Write the student as ``from_pretrained`` files."""
-    with replacing_folder(folder) as beside:
-        model.save_pretrained(beside)
+    """Write the student as ``from_pretrained`` files; all processes can read them afterwards."""
+    if processes.is_first():
+        with replacing_folder(folder) as beside:
+            model.save_pretrained(beside)
+    processes.wait()
 
 
-def save_state(folder: Path, **parts: Any) -> None:
-    """Write everything that has a ``state_dict`` (or is plain data), and the random generators."""
-    state = {
-        name: part.state_dict() if hasattr(part, "state_dict") else part
-        for name, part in parts.items()
-    }
-    # Data are drawn from generators of their own; only dropout uses these.
-    state["rng"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-    with replacing_folder(folder) as beside:
-        torch.save(state, beside / STATE)
+class TrainingState:
+    """All that a training needs to go on: files ``folder/STEP.pt``, of which the last two are kept.
 
-
-def load_state(folder: Path, **parts: Any) -> dict[str, Any] | None:
-    """Load what `save_state` wrote into ``parts``; returns the plain data, None if none was saved.
-
-    A process that died between the two renames of a save left the state under its old name.
+    ``parts`` are the objects with a ``state_dict``. ``setting`` is the part of the configuration
+    that decides the trajectory: a state saved under another one is refused.
     """
-    old = folder.with_name(f".{folder.name}.old")
-    if not folder.exists() and old.exists():
-        os.replace(old, folder)
-    if not folder.exists():
-        return None
-    try:
-        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError) as error:
-        raise InputError(
-            f"{folder / STATE}: cannot be read ({' '.join(str(error).split())[:120]}); remove "
-            f"{folder}, or start anew with resume=never"
-        ) from error
-    for name, part in parts.items():
-        part.load_state_dict(state.pop(name))
-    rng = state.pop("rng")
-    torch.set_rng_state(rng["cpu"])
-    if rng["cuda"]:
-        torch.cuda.set_rng_state_all(rng["cuda"])
-    return state
+
+    def __init__(self, folder: Path, setting: Mapping[str, Any], **parts: Any) -> None:
+        self.folder = folder
+        self.setting = dict(setting)
+        self.parts = parts
+
+    def save(self, place: Mapping[str, Any]) -> None:
+        """Write the parts, the random generators and ``place``, plain data with its ``step``."""
+        # Data are drawn from generators of their own; only dropout uses these.
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        states = processes.of_all({"cpu": torch.get_rng_state(), "cuda": cuda})
+        if processes.is_first():
+            state = {name: part.state_dict() for name, part in self.parts.items()}
+            state |= {"random": states, "place": dict(place), "setting": self.setting}
+            with replacing(self._file(place["step"])) as beside:
+                torch.save(state, beside)
+            for step in self._steps()[:-STATES_KEPT]:
+                self._file(step).unlink(missing_ok=True)
+        processes.wait()
+
+    def load(self) -> dict[str, Any]:
+        """Load the newest state that can be read into the parts; returns its ``place``.
+
+        Empty if none was saved. Raises `InputError` where none of those saved can be read, or the
+        training was another one.
+        """
+        problems = []
+        for step in reversed(self._steps()):
+            file = self._file(step)
+            try:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, EOFError, ValueError) as error:
+                problems.append(f"{file}: cannot be read ({' '.join(str(error).split())[:120]})")
+                log.warning("%s; going back to the state before", problems[-1])
+                continue
+            self._check_setting(state["setting"])
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            self._set_random(state["random"])
+            return state["place"]
+        if problems:
+            raise InputError(f"{problems[0]}; remove {self.folder} or start anew: resume=never")
+        return {}
+
+    def remove(self) -> None:
+        """Forget what was saved."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _check_setting(self, saved: Mapping[str, Any]) -> None:
+        for name, value in self.setting.items():
+            if saved.get(name) != value:
+                raise InputError(
+                    f"{self.folder.parent}: holds a training with {name}={saved.get(name)}, not "
+                    f"{value}; choose another output, or start anew with resume=never"
+                )
+
+    def _set_random(self, states: list[dict[str, Any]]) -> None:
+        # With more processes than before the new ones keep the seed that they have.
+        if processes.rank() < len(states):
+            own = states[processes.rank()]
+            torch.set_rng_state(own["cpu"])
+            if own["cuda"] is not None and torch.cuda.is_initialized():
+                torch.cuda.set_rng_state(own["cuda"])
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"{step}.pt"
+
+    def _steps(self) -> list[int]:
+        names = (file.stem for file in self.folder.glob("*.pt"))
+        return sorted(int(name) for name in names if name.isdigit())

@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rankdistillm import processes
 from rankdistillm.errors import InputError
 
 PACKAGE = Path(__file__).parent
@@ -43,6 +44,8 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     An error that is the user's to mend ends as one line on stderr and exit status 1; with
     ``HYDRA_FULL_ERROR=1`` its traceback is shown. In a sweep the other jobs still run.
     """
+    if not processes.is_first():
+        _stay_quiet()
     asked = os.environ.get("HYDRA_FULL_ERROR")
     full_error = asked == "1"
     # Hydra then hands its errors on, instead of printing them in its own way.
@@ -85,6 +88,15 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
             os.environ["HYDRA_FULL_ERROR"] = asked
     if failed:
         sys.exit("\n".join(f"error: {message}" for message in failed))
+
+
+def _stay_quiet() -> None:
+    """Of the processes of a job only the first speaks and makes Hydra's folders.
+
+    An error of another one alone is still shown.
+    """
+    sys.argv.append("hydra.run.dir=.")
+    logging.disable(logging.WARNING)
 
 
 def _one_line(error: BaseException) -> str:

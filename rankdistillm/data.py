@@ -1,7 +1,9 @@
 """Training lists -> batches, in an order that depends on nothing but the seed and the step."""
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,9 +17,13 @@ from rankdistillm.qrels import Qrels, check_overlap, read_qrels
 from rankdistillm.runs import Run
 from rankdistillm.sampling import SINGLE_RELEVANT, sample
 from rankdistillm.targets import make_targets, transform_targets
-from rankdistillm.tokens import PackedPairs, PairTemplate, TokenisedTexts, padded_tokens
+from rankdistillm.token_cache import TokenisedTexts
+from rankdistillm.tokens import PackedPairs, PairTemplate, padded_tokens
 
 log = logging.getLogger(__name__)
+
+# Batches that are made while the device is busy with the one before.
+AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -42,20 +48,34 @@ class Batch:
         """The positions in ``pairs`` of all passages of these (ascending) lists."""
         return np.flatnonzero(np.isin(np.repeat(np.arange(len(self)), self._sizes), lists))
 
-    def micro_batches(self, token_budget: int) -> Iterator[np.ndarray]:
+    def micro_batches(
+        self, token_budget: int, lists: np.ndarray | None = None
+    ) -> Iterator[np.ndarray]:
         """Whole lists in groups of at most ``token_budget`` tokens, padding counted.
 
-        A list above the budget is a group of its own.
+        ``lists``: only these, ascending; None: all. A list above the budget is a group of its own.
         """
-        ends = np.cumsum(self._sizes)
         group: list[int] = []
-        for i in range(len(self)):
-            first = ends[group[0]] - self._sizes[group[0]] if group else 0
-            if group and padded_tokens(self.pairs.lengths[first : ends[i]]) > token_budget:
+        for i in range(len(self)) if lists is None else lists.tolist():
+            rows = self.rows_of(np.array([*group, i]))
+            if group and padded_tokens(self.pairs.lengths[rows]) > token_budget:
                 yield np.array(group)
                 group = []
             group.append(i)
-        yield np.array(group)
+        if group:
+            yield np.array(group)
+
+    def share(self, rank: int, count: int) -> np.ndarray:
+        """The lists (ascending) that process ``rank`` of ``count`` takes: about equal in tokens."""
+        owner = np.repeat(np.arange(len(self)), self._sizes)
+        tokens = np.bincount(owner, weights=self.pairs.lengths, minlength=len(self))
+        loads = np.zeros(count)
+        taken: list[list[int]] = [[] for _ in range(count)]
+        for i in np.argsort(-tokens, kind="stable").tolist():
+            least = int(loads.argmin())
+            loads[least] += tokens[i]
+            taken[least].append(i)
+        return np.array(sorted(taken[rank]), dtype=np.int64)
 
     @property
     def _sizes(self) -> np.ndarray:
@@ -102,6 +122,15 @@ class TrainingData:
     def __len__(self) -> int:
         """The number of steps; the last one may have fewer lists."""
         return -(-self.num_lists // self.queries_per_step)
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """The batches from step ``start`` on, each made in the background before it is needed."""
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            ahead = deque(thread.submit(self.batch, s) for s in range(start, len(self))[:AHEAD])
+            for step in range(start, len(self)):
+                if step + AHEAD < len(self):
+                    ahead.append(thread.submit(self.batch, step + AHEAD))
+                yield ahead.popleft().result()
 
     def batch(self, step: int) -> Batch:
         """The batch of ``step``, counted from 0."""

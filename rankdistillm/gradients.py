@@ -8,7 +8,9 @@ random state restored and send its slice of that derivative back. Memory follows
 the length of a list.
 """
 
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -16,26 +18,91 @@ import torch
 from torch import Tensor
 from torch.amp import GradScaler
 
+from rankdistillm import processes
 from rankdistillm.data import Batch
+from rankdistillm.errors import InputError
 from rankdistillm.model import CrossEncoder
 from rankdistillm.tokens import padded_tokens, plan_chunks
+
+log = logging.getLogger(__name__)
 
 Loss = Callable[..., Tensor]
 
 
-def accumulate_gradients(
-    model: CrossEncoder, loss: Loss, batch: Batch, *, token_budget: int, scaler: GradScaler
-) -> Tensor:
-    """Add the gradient of the batch's mean loss to the parameters; returns that loss, detached.
+class TokenBudget:
+    """How many tokens go through the model in one forward pass; halved where they do not fit."""
 
-    ``loss`` is called as ``loss(scores, targets, mask=mask, reduction="sum")``. The gradients are
-    multiplied by the scale of ``scaler``.
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def halve(self, longest_pair: int) -> None:
+        """Raises `InputError` where not even one pair fits."""
+        if self.tokens <= longest_pair:
+            raise InputError(
+                f"a pair of {longest_pair} tokens does not fit into the device's memory; use a "
+                "smaller model, shorter model.doc_length or another device"
+            )
+        self.tokens //= 2
+        log.warning("out of device memory: the step is repeated with token_budget=%d", self.tokens)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"tokens": self.tokens}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.tokens = min(self.tokens, state["tokens"])
+
+
+def step_gradients(
+    model: CrossEncoder, loss: Loss, batch: Batch, *, budget: TokenBudget, scaler: GradScaler
+) -> Tensor:
+    """Put the gradient of the batch's mean loss into the parameters; returns that loss, detached.
+
+    The processes of a job share out the lists; each ends with the gradient of all. Where the
+    device's memory does not suffice, the step is done again, with the same random numbers, under
+    half the budget.
+    """
+    lists = batch.share(processes.rank(), processes.count())
+    state = _random_state(model.device)
+    total = None
+    while total is None:
+        with suppress(torch.OutOfMemoryError):
+            total = accumulate_gradients(
+                model, loss, batch, token_budget=budget.tokens, scaler=scaler, lists=lists
+            )
+        # Not in a handler, which would hold the frames and so the tensors of the failed step.
+        if total is None:
+            model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            budget.halve(int(batch.pairs.lengths.max()))
+            _set_random_state(model.device, state)
+    if processes.count() > 1:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            if parameter.grad is None:  # no list of the step was this process's
+                parameter.grad = torch.zeros_like(parameter)
+        processes.add_up([total, *(p.grad for p in trained if p.grad is not None)])
+    return total
+
+
+def accumulate_gradients(
+    model: CrossEncoder,
+    loss: Loss,
+    batch: Batch,
+    *,
+    token_budget: int,
+    scaler: GradScaler,
+    lists: np.ndarray | None = None,
+) -> Tensor:
+    """Add what these lists (None: all) give to the gradient of the batch's mean loss.
+
+    Returns their part of that loss, detached. ``loss`` is called as ``loss(scores, targets,
+    mask=mask, reduction="sum")``. The gradients are multiplied by the scale of ``scaler``.
     """
     total = torch.zeros((), device=model.device)
-    for lists in batch.micro_batches(token_budget):
-        rows = batch.rows_of(lists)
-        mask = batch.mask[lists].to(model.device)
-        targets = batch.targets[lists].to(model.device)
+    for group in batch.micro_batches(token_budget, lists):
+        rows = batch.rows_of(group)
+        mask = batch.mask[group].to(model.device)
+        targets = batch.targets[group].to(model.device)
         loss_of = partial(_share, loss, targets, mask, len(batch))
         if padded_tokens(batch.pairs.lengths[rows]) <= token_budget:
             value = loss_of(model(batch.pairs.select(rows)))

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankdistillm.devices import autocast_dtype_of
+from rankdistillm.devices import autocast_dtype_of, to_device
 from rankdistillm.layouts import Checkpoint, load_checkpoint, write_checkpoint
 from rankdistillm.packed_attention import Segments
-from rankdistillm.tokens import CHUNK_TOKENS, PackedPairs, PairTemplate, TokenisedTexts, plan_chunks
+from rankdistillm.token_cache import TokenisedTexts
+from rankdistillm.tokens import CHUNK_TOKENS, PackedPairs, PairTemplate, plan_chunks
 
 
 class CrossEncoder(nn.Module):
@@ -112,7 +113,7 @@ class CrossEncoder(nn.Module):
         scores = torch.cat([scored for _, scored in self.score_chunks(pairs, chunks)])
         restore = np.empty(len(pairs), dtype=np.int64)
         restore[np.concatenate(chunks)] = np.arange(len(pairs))
-        return scores[_to(restore, self.device)]
+        return scores[to_device(restore, self.device)]
 
     def score_chunks(
         self, pairs: PackedPairs, chunks: Sequence[np.ndarray]
@@ -120,7 +121,7 @@ class CrossEncoder(nn.Module):
         """Yield each chunk (positions of some pairs) with the scores of its pairs, float32."""
         device = self.device
         parts = [pairs.select(chunk) for chunk in chunks]
-        tokens = [_to(part.tokens, device) for part in parts]
+        tokens = [to_device(part.tokens.astype(np.int64), device) for part in parts]
         embed = self.network.get_input_embeddings()
         embedded: Iterable[Tensor] = map(embed, tokens)
         if torch.is_grad_enabled():
@@ -128,7 +129,7 @@ class CrossEncoder(nn.Module):
             # made anew for each chunk.
             embedded = embed(torch.cat(tokens)).split([len(part.tokens) for part in parts])
         for chunk, part, states in zip(chunks, parts, embedded, strict=True):
-            types = None if part.types is None else _to(part.types, device)
+            types = None if part.types is None else to_device(part.types.astype(np.int64), device)
             with torch.autocast(
                 device.type, self.autocast_dtype, enabled=self.autocast_dtype != torch.float32
             ):
@@ -141,9 +142,11 @@ class CrossEncoder(nn.Module):
         return CHUNK_TOKENS * (1 if self.device.type == "cpu" else 32)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(layers, hidden units) of the encoder."""
+        config = self.network.config
+        return config.num_hidden_layers, config.hidden_size
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
-
-
-def _to(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)

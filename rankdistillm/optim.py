@@ -1,4 +1,4 @@
-"""Parameter groups, learning-rate schedules and averaged weights."""
+"""Parameter groups, learning-rate schedules, gradient scaler and averaged weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
@@ -66,6 +67,17 @@ def make_schedule(
         num_warmup_steps=round(warmup * num_steps),
         num_training_steps=num_steps,
     )
+
+
+def make_scaler(device: torch.device, is_fp16: bool) -> GradScaler:
+    """The gradient scaler of fp16; on CUDA also without it, at scale 1.
+
+    It leaves out a step that is not finite: on the device, before the update, so that the
+    processor need not wait to know.
+    """
+    if is_fp16 or device.type != "cuda":
+        return GradScaler(device.type, enabled=is_fp16)
+    return GradScaler(device.type, init_scale=1.0, growth_interval=2**31 - 1)
 
 
 class WeightAverage:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from rankdistillm.devices import to_device
+
 NAME = "rankdistillm_packed"
 
 # Their embeddings and layers treat each token alone, so that only attention need know of pairs.
@@ -84,7 +86,7 @@ class Segments:
         return rectangle.flatten(0, 1).index_select(0, self.real)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        return to_device(array, self.device)
 
 
 def use_packed_attention(backbone: Any) -> bool:

@@ -10,8 +10,9 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from rankdistillm import processes
 from rankdistillm.cli import run_command
-from rankdistillm.devices import device_of
+from rankdistillm.devices import device_of, keep_freed_memory
 from rankdistillm.errors import InputError
 from rankdistillm.model import CrossEncoder
 from rankdistillm.runs import Run
@@ -54,7 +55,7 @@ class Reranker:
 
         ``device`` defaults to CUDA where there is one; ``precision`` is auto, fp32, bf16 or fp16.
         The lengths, in tokens, default to those that the student was trained with; ``retokenise``
-        is that of `rankdistillm.tokens.TokenisedTexts`. Raises `InputError` where there is no
+        is that of `rankdistillm.token_cache.TokenisedTexts`. Raises `InputError` where there is no
         readable model.
         """
         return cls(
@@ -117,26 +118,31 @@ class Reranker:
         model = self.model
         query_tokens = model.tokenise_queries({q: queries[q] for q, _ in pairs})
         doc_tokens = model.tokenise_docs({d: docs[d] for _, d in pairs})
-        scores = np.empty(len(pairs), dtype=np.float32)
+        scores = np.zeros(len(pairs), dtype=np.float32)
         was_training = model.training
         model.eval()
         try:
+            shown = progress and processes.is_first()
             with tqdm(
-                total=len(pairs), desc="re-rank", unit="pair", disable=None if progress else True
+                total=len(pairs), desc="re-rank", unit="pair", disable=None if shown else True
             ) as bar:
                 for start in range(0, len(pairs), PAIRS_AT_ONCE):
                     window = pairs[start : start + PAIRS_AT_ONCE]
                     packed = model.template.pack(
                         [(query_tokens[q], doc_tokens[d]) for q, d in window]
                     )
+                    # Each process takes some of the chunks that one alone would make, so that its
+                    # scores are the same to the last bit.
                     chunks = plan_chunks(packed.lengths, model.chunk_tokens)
-                    for chosen, scored in model.score_chunks(packed, chunks):
+                    own = chunks[processes.rank() :: processes.count()]
+                    for chosen, scored in model.score_chunks(packed, own):
                         if model.activation is not None:
                             scored = model.activation(scored)
                         scores[start + chosen] = scored.cpu().numpy()
-                        bar.update(len(chosen))
+                        bar.update(len(chosen) * processes.count())
         finally:
             model.train(was_training)
+        scores = self._gathered(scores)
         if not np.isfinite(scores).all():
             raise InputError(
                 "the student gives scores that are not finite; train it again with "
@@ -144,25 +150,42 @@ class Reranker:
             )
         return scores
 
+    def _gathered(self, scores: np.ndarray) -> np.ndarray:
+        """The scores of all processes' chunks; what another process scored is 0 here."""
+        if processes.count() == 1:
+            return scores
+        total = torch.from_numpy(scores).to(self.model.device)
+        processes.add_up([total])
+        return total.cpu().numpy()
+
 
 def rerank(config: DictConfig) -> None:
     """Re-rank the run file ``config.run`` into ``config.output``, as conf/rerank.yaml says."""
     for name in ("run", "output"):
         if config[name] is None:
             raise InputError(f"{name} is not set; add {name}=FILE to the command line")
+    device = device_of(config.device)
+    keep_freed_memory(device)
+    with processes.joined(device):
+        _rerank(config, device)
+
+
+def _rerank(config: DictConfig, device: torch.device) -> None:
     run = Run.read(config.run).truncate(config.depth)
     queries, docs = texts_of_run(run, config.data.queries, config.data.docs)
     reranker = Reranker.from_pretrained(
         config.model.path,
-        device=config.device,
+        device=device,
         precision=config.precision,
         query_length=config.model.query_length,
         doc_length=config.model.doc_length,
         retokenise=config.model.retokenise,
     )
     log.info("%s: re-ranking %d queries with %s", config.run, len(run), config.model.path)
-    reranker.rerank(run, queries, docs).write(config.output)
-    log.info("wrote %s", config.output)
+    reranked = reranker.rerank(run, queries, docs)
+    if processes.is_first():
+        reranked.write(config.output)
+        log.info("wrote %s", config.output)
 
 
 def main() -> None:

@@ -1,70 +1,18 @@
-"""Each distinct text is tokenised once; pairs are packed from the parts and the special tokens.
+"""Packed pairs: the tokens of query and passage, joined by the tokeniser's special tokens.
 
 Shapes: a `PackedPairs` holds the tokens of all its pairs end to end in one flat array, pair i at
 the place where pairs 0 to i - 1 end.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
-
-TEXTS_AT_ONCE = 10_000
 
 # Sorted by length and cut into chunks of about this many tokens, pairs need little padding where
 # they need any, and still fill a CPU's matrix units.
 CHUNK_TOKENS = 2048
-
-
-class TokenisedTexts:
-    """Texts as flat token ids without special tokens, each cut to ``max_length`` tokens.
-
-    ``texts`` maps ids to texts. Equal texts are tokenised once and share their tokens.
-    ``retokenise``: decode what was cut and tokenise it again, as lightning-ir does. The two differ
-    where the decoded text reads otherwise than the original: a cut inside a word, or a clean-up of
-    spaces ("does n't" becomes "doesn't").
-    """
-
-    def __init__(
-        self,
-        texts: Mapping[str, str],
-        tokenizer: Any,
-        max_length: int | None,
-        *,
-        retokenise: bool = False,
-        description: str,
-    ) -> None:
-        distinct = list(dict.fromkeys(texts.values()))
-        pieces: list[np.ndarray] = []
-        starts = range(0, len(distinct), TEXTS_AT_ONCE)
-        for start in tqdm(starts, desc=description, unit_scale=TEXTS_AT_ONCE, disable=None):
-            tokens = _tokenise(tokenizer, distinct[start : start + TEXTS_AT_ONCE], max_length)
-            if retokenise and max_length is not None:
-                tokens = _tokenise(tokenizer, tokenizer.batch_decode(tokens), None)
-            pieces.extend(np.array(ids, dtype=np.int32) for ids in tokens)
-        row_of = {text: row for row, text in enumerate(distinct)}
-        self._offsets = np.cumsum([0, *map(len, pieces)])
-        self._tokens = np.concatenate([np.empty(0, np.int32), *pieces])
-        self._rows = {identifier: row_of[text] for identifier, text in texts.items()}
-
-    def __getitem__(self, identifier: str) -> np.ndarray:
-        """The int32 token ids of that text."""
-        row = self._rows[identifier]
-        return self._tokens[self._offsets[row] : self._offsets[row + 1]]
-
-
-def _tokenise(tokenizer: Any, texts: list[str], max_length: int | None) -> list[list[int]]:
-    return tokenizer(
-        texts,
-        add_special_tokens=False,
-        truncation=max_length is not None,
-        max_length=max_length,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # about texts above the model's length: they are cut in the pair
-    )["input_ids"]
 
 
 @dataclass(frozen=True)

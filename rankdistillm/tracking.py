@@ -1,13 +1,24 @@
 """Where the figures of a training go: metrics.jsonl always, Weights & Biases when wanted."""
 
 import json
-from collections.abc import Mapping
+import math
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from tqdm import tqdm
 
+from rankdistillm import processes
+from rankdistillm.devices import read_later
 from rankdistillm.errors import InputError
+from rankdistillm.files import replacing
 
 MODES = ("disabled", "offline", "online")
 
@@ -16,23 +27,28 @@ class Tracker:
     """Writes one JSON object a line to ``metrics.jsonl``, each with its ``step``.
 
     When a run is resumed at ``step``, the lines of later steps are dropped first, so that the file
-    has neither gaps nor repeats.
+    has neither gaps nor repeats; Weights & Biases goes on with the same run. Of the processes of a
+    job only the first one writes.
     """
 
     def __init__(self, folder: Path, config: DictConfig, *, step: int = 0) -> None:
         if config.wandb.mode not in MODES:
             raise InputError(f"wandb.mode={config.wandb.mode} is not one of {', '.join(MODES)}")
-        path = folder / "metrics.jsonl"
-        kept = []
-        if step and path.exists():
-            kept = [ln for ln in path.read_text().splitlines() if json.loads(ln)["step"] <= step]
-        self._file = open(path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
-        self._file.writelines(line + "\n" for line in kept)
+        self._file = None
         self._wandb = None
+        if not processes.is_first():
+            return
+        path = folder / "metrics.jsonl"
+        _drop_later_lines(path, step)
+        self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
         if config.wandb.mode != "disabled":
             resolved: Any = OmegaConf.to_container(config, resolve=True)
             import wandb  # late: it takes seconds, and most runs do without
 
+            known = folder / "wandb_run_id"
+            run_id = known.read_text() if step and known.exists() else secrets.token_hex(4)
+            with replacing(known) as beside:
+                beside.write_text(run_id)
             self._wandb = wandb.init(
                 mode=config.wandb.mode,
                 project=config.wandb.project,
@@ -40,16 +56,94 @@ class Tracker:
                 name=config.wandb.name or folder.name,
                 dir=str(folder),
                 config=resolved,
+                id=run_id,
+                resume="allow",
             )
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Note figures of one step (counted from 1; 0 is before training)."""
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, **figures}) + "\n")
         if self._wandb is not None:
             self._wandb.log(dict(figures), step=step)
 
     def close(self) -> None:
         """Flush and end; call it also when training failed."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _drop_later_lines(path: Path, step: int) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    # A process that was killed may have left half a line, always the last one.
+    whole = [line for line in lines if line.endswith("\n")]
+    with replacing(path) as beside:
+        kept = [line for line in whole if json.loads(line)["step"] <= step] if step else []
+        beside.write_text("".join(kept), encoding="utf-8")
+
+
+class StepFigures:
+    """Reads the figures of each step when the device has them, and passes them on.
+
+    On a CPU that is at once; on CUDA while the next step runs. Training that diverged is an
+    `InputError`; ``overflow_is_routine``: with fp16 a gradient that overflows is not that.
+    ``stop_asked`` is True once any process was asked to stop, in all of them after the same step.
+    """
+
+    def __init__(self, tracker: Tracker, bar: tqdm, *, overflow_is_routine: bool) -> None:
+        self._tracker = tracker
+        self._bar = bar
+        self._overflow_is_routine = overflow_is_routine
+        self._waiting: deque[tuple[int, Callable[[], list[float]], float, int]] = deque()
+        self._read_at = time.perf_counter()
+        self.stop_asked = False
+
+    def note(
+        self,
+        step: int,
+        loss: Tensor,
+        grad_norm: Tensor,
+        *,
+        learning_rate: float,
+        num_pairs: int,
+        stop_asked: bool,
+    ) -> None:
+        """Take in what the device has just been given to compute for ``step``, counted from 1."""
+        asked = torch.full_like(loss, float(stop_asked))
+        processes.add_up([asked])
+        read = read_later(torch.stack([loss, grad_norm, asked]))
+        self._waiting.append((step, read, learning_rate, num_pairs))
+        while len(self._waiting) > (1 if loss.is_cuda else 0):
+            self._pass_on()
+
+    @contextmanager
+    def interrupted(self) -> Iterator[None]:
+        """Do something else than training: all figures are passed on before, and its time is not
+        that of a step."""
+        while self._waiting:
+            self._pass_on()
+        yield
+        self._read_at = time.perf_counter()
+
+    def _pass_on(self) -> None:
+        step, read, learning_rate, num_pairs = self._waiting.popleft()
+        loss, grad_norm, asked = read()
+        if not math.isfinite(loss) or not (self._overflow_is_routine or math.isfinite(grad_norm)):
+            raise InputError(
+                f"step {step}: loss {loss:g}, gradient norm {grad_norm:g}: training diverged; "
+                "lower optim.learning_rate, raise optim.warmup or use precision=fp32"
+            )
+        self.stop_asked = self.stop_asked or asked > 0
+        now = time.perf_counter()
+        rate = num_pairs / (now - self._read_at)
+        self._read_at = now
+        figures = {
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+            "pairs_per_second": rate,
+        }
+        self._tracker.log(step, figures)
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} pairs/s")

@@ -6,38 +6,42 @@ loop between two fences.
 
 import logging
 import math
-import shutil
-import time
+import signal
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
-from torch.amp import GradScaler
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from rankdistillm.checkpoint import load_state, save_state, save_student
+from rankdistillm import processes
+from rankdistillm.checkpoint import TrainingState, save_student
 from rankdistillm.cli import run_command
 from rankdistillm.data import TrainingData, read_training_run
-from rankdistillm.devices import device_of
+from rankdistillm.devices import default_token_budget, device_of, keep_freed_memory
 from rankdistillm.errors import InputError
-from rankdistillm.evaluate import format_table
-from rankdistillm.gradients import accumulate_gradients
+from rankdistillm.gradients import TokenBudget, step_gradients
+from rankdistillm.interruption import stop_requests
 from rankdistillm.metrics import parse_metric
 from rankdistillm.model import CrossEncoder
-from rankdistillm.optim import WeightAverage, make_optimizer, make_schedule
-from rankdistillm.runs import Run
+from rankdistillm.optim import WeightAverage, make_optimizer, make_scaler, make_schedule
 from rankdistillm.targets import check_pairing
 from rankdistillm.texts import texts_of_run
-from rankdistillm.tracking import Tracker
-from rankdistillm.validation import JudgedRun
+from rankdistillm.tracking import StepFigures, Tracker
+from rankdistillm.validation import JudgedRun, print_gain
 
 log = logging.getLogger(__name__)
 
 STAGES = ("prefinetune", "distill")
+
+# What decides the trajectory: a training is only resumed where these are as they were.
+SETTING = (
+    "stage", "seed", "queries_per_step", "model", "loss", "optim",
+    "data.docs", "data.queries", "data.train",
+)  # fmt: skip
 
 
 def train(config: DictConfig) -> float | None:
@@ -45,12 +49,18 @@ def train(config: DictConfig) -> float | None:
 
     Returns the best value of the validation metric, for Hydra's sweepers; None without validation.
     """
+    device = device_of(config.device)
+    keep_freed_memory(device)
+    with processes.joined(device):
+        return _train(config, device)
+
+
+def _train(config: DictConfig, device: torch.device) -> float | None:
     # ---- read: whatever is wrong with the input shows here, before anything is computed
     if config.stage not in STAGES:
         raise InputError(f"no stage: add {' or '.join(f'+stage={stage}' for stage in STAGES)}")
     _check_numbers(config)
     parse_metric(config.validation.metric)
-    device = device_of(config.device)
     loss = instantiate(config.loss)
     check_pairing(loss, config.data.train.targets, config.data.train.transform)
     output = _make_output_folder(config)
@@ -63,6 +73,8 @@ def train(config: DictConfig) -> float | None:
     torch.manual_seed(config.seed)
     placed = {"device": device, "precision": config.precision}
     model = CrossEncoder.from_pretrained(**config.model, **placed)
+    if processes.rank():  # all start from the same weights; each draws dropout of its own
+        torch.manual_seed(config.seed + processes.rank())
     data = TrainingData(
         run,
         qrels,
@@ -80,23 +92,30 @@ def train(config: DictConfig) -> float | None:
         model, optim.learning_rate, optim.weight_decay, optim.decay, optim.head_learning_rate
     )
     schedule = make_schedule(optimizer, optim.schedule, optim.warmup, len(data))
-    scaler = GradScaler(device.type, enabled=model.autocast_dtype == torch.float16)
+    is_fp16 = model.autocast_dtype == torch.float16
+    scaler = make_scaler(device, is_fp16)
     average = WeightAverage(model, optim.ema)
-    parts = {
-        "model": model,
-        "average": average,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "scaler": scaler,
-    }
+    budget = TokenBudget(config.token_budget or default_token_budget(device, *model.size))
+    state = TrainingState(
+        output / "state",
+        {name: _plain(OmegaConf.select(config, name)) for name in SETTING},
+        model=model,
+        average=average,
+        optimizer=optimizer,
+        schedule=schedule,
+        scaler=scaler,
+        budget=budget,
+    )
     place: dict[str, Any] = {"step": 0, "best": None, "validations_since_best": 0}
     if config.resume == "auto":
-        place |= load_state(output / "state", **parts) or {}
+        place |= state.load()
+    elif processes.is_first():
+        state.remove()
     tracker = Tracker(output, config, step=place["step"])
     log.info(
         "%s on %s (%s): %d lists, %d steps%s",
         config.stage,
-        device.type,
+        device.type if processes.count() == 1 else f"{processes.count()} x {device.type}",
         str(model.autocast_dtype).removeprefix("torch."),
         data.num_lists,
         len(data),
@@ -104,55 +123,54 @@ def train(config: DictConfig) -> float | None:
     )
     judged = test or validation
     if judged and place["step"] == 0:
-        judged.rerank(model).write(output / "before.run", tag="before")
+        before = judged.rerank(model)
+        if processes.is_first():
+            before.write(output / "before.run", tag="before")
 
     # ---- loop
     model.train()
-    bar = tqdm(range(place["step"], len(data)), config.stage, disable=None, smoothing=0.05)
-    try:
-        for step in bar:
-            started = time.perf_counter()
-            batch = data.batch(step)
-
+    quiet = None if processes.is_first() else True
+    patience = config.validation.patience or math.inf
+    last = len(data) if place["validations_since_best"] < patience else place["step"]
+    bar = tqdm(range(place["step"], last), config.stage, disable=quiet, smoothing=0.05)
+    figures = StepFigures(tracker, bar, overflow_is_routine=is_fp16)
+    with closing(bar), closing(tracker), stop_requests() as stop:
+        for step, batch in zip(bar, data.batches(place["step"]), strict=False):
             # ================= one training step =================
-            loss_value = accumulate_gradients(
-                model, loss, batch, token_budget=config.token_budget, scaler=scaler
-            )
+            loss_value = step_gradients(model, loss, batch, budget=budget, scaler=scaler)
             scaler.unscale_(optimizer)
             grad_norm = clip_grad_norm_(model.parameters(), optim.max_grad_norm or math.inf)
-            _check_finite(step, loss_value, grad_norm, scaler)
-            scale = scaler.get_scale()
+            figures.note(
+                step + 1,
+                loss_value,
+                grad_norm,
+                learning_rate=optimizer.param_groups[0]["lr"],
+                num_pairs=len(batch.pairs),
+                stop_asked=stop.asked,
+            )
+            scale = scaler.get_scale() if is_fp16 else 1.0
             scaler.step(optimizer)
             scaler.update()
-            if scaler.get_scale() >= scale:  # else fp16 overflowed and the step was left out
+            if not is_fp16 or scaler.get_scale() >= scale:  # else fp16 overflowed: no step
                 schedule.step()
                 average.update()
             optimizer.zero_grad(set_to_none=True)
             # =====================================================
 
             place["step"] = step + 1
-            figures = {
-                "loss": float(loss_value),
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "grad_norm": float(grad_norm),
-                "pairs_per_second": len(batch.pairs) / (time.perf_counter() - started),
-            }
-            tracker.log(step + 1, figures)
-            bar.set_postfix_str(
-                f"loss {figures['loss']:.4f}, {figures['pairs_per_second']:.0f} pairs/s"
-            )
             if validation and _is_due(step + 1, config.validation.every, len(data)):
-                with average.in_place():
+                with figures.interrupted(), average.in_place():
                     _validate(model, validation, config, output, tracker, place)
-            if _is_due(step + 1, config.checkpoint.every, math.inf):
-                save_state(output / "state", **parts, **place)
-            patience = config.validation.patience
-            if patience and place["validations_since_best"] >= patience:
+            if figures.stop_asked or _is_due(step + 1, config.checkpoint.every, len(data)):
+                with figures.interrupted():
+                    state.save(place)
+            if figures.stop_asked and step + 1 < len(data):
+                log.info("stopped at step %d: the same command goes on from there", step + 1)
+                raise SystemExit(128 + (stop.number or signal.SIGTERM))
+            if place["validations_since_best"] >= patience:
                 log.info("no better in %d validations: stopped at step %d", patience, step + 1)
+                state.save(place)
                 break
-    finally:
-        bar.close()
-        tracker.close()
 
     # ---- sum up
     if validation is None:
@@ -161,13 +179,19 @@ def train(config: DictConfig) -> float | None:
     log.info("student: %s", output / "checkpoint")
     if judged:
         best = CrossEncoder.from_pretrained(output / "checkpoint", **placed)
-        _print_gain(judged, best, config.validation.metric, output)
+        print_gain(judged, best, config.validation.metric, output)
     return place["best"]
 
 
 def _check_numbers(config: DictConfig) -> None:
-    whole = ("queries_per_step", "token_budget", "data.train.list_size")
-    optional = ("max_steps", "validation.every", "validation.patience", "checkpoint.every")
+    whole = ("queries_per_step", "data.train.list_size")
+    optional = (
+        "max_steps",
+        "token_budget",
+        "validation.every",
+        "validation.patience",
+        "checkpoint.every",
+    )
     for name in (*whole, *optional):
         value = OmegaConf.select(config, name)
         if value is None and name in optional:
@@ -179,31 +203,26 @@ def _check_numbers(config: DictConfig) -> None:
 
 
 def _make_output_folder(config: DictConfig) -> Path:
-    output = Path(config.output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
-    except OSError as error:
-        raise InputError(
-            f"output={output}: cannot be written ({error.strerror}); choose another folder"
-        ) from error
     if config.resume not in ("auto", "never"):
         raise InputError(f"resume={config.resume} is not one of auto, never")
-    if config.resume == "never":
-        shutil.rmtree(output / "state", ignore_errors=True)
+    # Each process started at a time of its own, which may be in the folder's name.
+    output = Path(processes.of_first(config.output))
+    if processes.is_first():
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            (output / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+        except OSError as error:
+            raise InputError(
+                f"output={output}: cannot be written ({error.strerror}); choose another folder"
+            ) from error
     return output
 
 
-def _check_finite(step: int, loss: Tensor, grad_norm: Tensor, scaler: GradScaler) -> None:
-    # With fp16 a gradient that overflows is routine: the scaler leaves the step out.
-    if not math.isfinite(loss) or not (scaler.is_enabled() or math.isfinite(grad_norm)):
-        raise InputError(
-            f"step {step + 1}: loss {float(loss):g}, gradient norm {float(grad_norm):g}: training "
-            "diverged; lower optim.learning_rate, raise optim.warmup or use precision=fp32"
-        )
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _is_due(step: int, every: int | None, last: float) -> bool:
+def _is_due(step: int, every: int | None, last: int) -> bool:
     return step == last or (every is not None and step % every == 0)
 
 
@@ -224,19 +243,9 @@ def _validate(
     if place["best"] is None or value > place["best"]:
         place |= {"best": value, "validations_since_best": 0}
         save_student(model, output / "checkpoint")
-        reranked.write(output / "validation.run", tag="student")
+        if processes.is_first():
+            reranked.write(output / "validation.run", tag="student")
     log.info("step %d: validation %s %.4f (best %.4f)", place["step"], metric, value, place["best"])
-
-
-def _print_gain(judged: JudgedRun, student: CrossEncoder, metric: str, output: Path) -> None:
-    after = judged.rerank(student)
-    after.write(output / "after.run", tag="after")
-    runs = {judged.name: judged.run}
-    if judged.teacher is not None:
-        runs["teacher"] = judged.teacher
-    runs |= {"student before": Run.read(output / "before.run"), "student after": after}
-    figures = {name: judged.evaluate(run, [metric]) for name, run in runs.items()}
-    print(format_table(figures, [metric]))
 
 
 def main() -> None:

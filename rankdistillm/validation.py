@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rankdistillm import processes
 from rankdistillm.errors import InputError
+from rankdistillm.evaluate import format_table
 from rankdistillm.metrics import Figures, evaluate_run
 from rankdistillm.model import CrossEncoder
 from rankdistillm.qrels import Qrels, check_overlap, read_qrels
@@ -53,3 +55,20 @@ class JudgedRun:
     def evaluate(self, run: Run, metrics: Sequence[str]) -> Figures:
         """The metrics of some ranking of these queries."""
         return evaluate_run(run, self.qrels, metrics)
+
+
+def print_gain(judged: JudgedRun, student: CrossEncoder, metric: str, output: Path) -> None:
+    """Print what the first stage, the teacher, and the student before and after reach.
+
+    ``output`` holds ``before.run``; ``after.run`` is written beside it.
+    """
+    after = judged.rerank(student)
+    if not processes.is_first():
+        return
+    after.write(output / "after.run", tag="after")
+    runs = {judged.name: judged.run}
+    if judged.teacher is not None:
+        runs["teacher"] = judged.teacher
+    runs |= {"student before": Run.read(output / "before.run"), "student after": after}
+    figures = {name: judged.evaluate(run, [metric]) for name, run in runs.items()}
+    print(format_table(figures, [metric]))

@@ -86,6 +86,11 @@ def config_for(architecture: str, vocab_size: int) -> transformers.PretrainedCon
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["RANKDISTILLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a tiny random encoder of that architecture."""

@@ -7,7 +7,8 @@ from conftest import tokenizer_for
 from rankdistillm.data import TrainingData, read_training_run
 from rankdistillm.errors import InputError
 from rankdistillm.runs import Run
-from rankdistillm.tokens import PairTemplate, TokenisedTexts
+from rankdistillm.token_cache import TokenisedTexts
+from rankdistillm.tokens import PairTemplate
 
 CONFIG = {"targets": "rank", "transform": None, "sampling": "random", "list_size": 4}
 

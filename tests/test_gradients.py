@@ -5,7 +5,8 @@ from torch.amp import GradScaler
 
 from rankdistillm import model as model_module
 from rankdistillm import tokens as tokens_module
-from rankdistillm.gradients import accumulate_gradients
+from rankdistillm.errors import InputError
+from rankdistillm.gradients import TokenBudget, accumulate_gradients, step_gradients
 from rankdistillm.losses import adr_mse_loss, info_nce_loss, ranknet_loss
 from rankdistillm.model import CrossEncoder
 
@@ -40,10 +41,9 @@ def test_any_split_gives_the_gradient_of_the_whole_step(loss, budget, batch, tin
     split_value, found, _ = gradients(model, loss, batch, budget)
     torch.testing.assert_close(split_value, value, rtol=1e-6, atol=1e-7)
     assert found.keys() == expected.keys()
-    largest = max(g.abs().max() for g in expected.values())
-    for name in expected:
-        difference = (found[name] - expected[name]).abs().max()
-        assert difference <= 1e-5 * largest, name
+    difference = sum((found[name] - expected[name]).square().sum() for name in expected)
+    # Rounding: 1.1e-6 where each pair goes through an untrained model alone, less otherwise.
+    assert difference.sqrt() <= 1.5e-6 * sum(g.square().sum() for g in expected.values()).sqrt()
 
 
 def test_the_whole_step_is_the_mean_over_lists(batch, tiny_bert):
@@ -91,3 +91,58 @@ def test_a_list_with_nothing_to_learn_still_counts_in_the_mean(tiny_bert):
     useful = batch.query_ids.index("q0")
     scores = model(batch.pairs).view(2, 4)[useful]
     assert float(value) == pytest.approx(info_nce_loss(scores, batch.targets[useful]).item() / 2)
+
+
+def test_out_of_memory_halves_the_budget_and_changes_nothing_else(
+    batch, tiny_bert, monkeypatch, caplog
+):
+    model = load(tiny_bert, dropout=0.3)
+    scaler = GradScaler("cpu", enabled=False)
+    expected_value, expected, _ = gradients(model, ranknet_loss, batch, 60)
+
+    def forward(self, pairs):
+        if pairs.lengths.sum() > 80:  # a device that holds no more
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, pairs)
+
+    original = CrossEncoder.forward
+    monkeypatch.setattr(CrossEncoder, "forward", forward)
+    model.zero_grad()
+    torch.manual_seed(11)
+    budget = TokenBudget(240)
+    value = step_gradients(model, ranknet_loss, batch, budget=budget, scaler=scaler)
+    assert budget.tokens == 60
+    assert "token_budget=60" in caplog.text
+    assert torch.equal(value, expected_value)
+    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_pair_that_fits_into_no_memory_is_said(batch, tiny_bert, monkeypatch):
+    def forward(self, pairs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(CrossEncoder, "forward", forward)
+    scaler = GradScaler("cpu", enabled=False)
+    with pytest.raises(InputError, match="does not fit into the device's memory"):
+        step_gradients(load(tiny_bert), ranknet_loss, batch, budget=TokenBudget(240), scaler=scaler)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_processes_share_out_all_lists_and_add_up_to_the_step(count, batch, tiny_bert):
+    model = load(tiny_bert)
+    shares = [batch.share(rank, count) for rank in range(count)]
+    assert sorted(i for share in shares for i in share) == list(range(len(batch)))
+    value, expected, _ = gradients(model, ranknet_loss, batch, 10**6)
+    model.zero_grad()
+    scaler = GradScaler("cpu", enabled=False)
+    parts = [
+        accumulate_gradients(
+            model, ranknet_loss, batch, token_budget=10**6, scaler=scaler, lists=share
+        )
+        for share in shares
+    ]
+    torch.testing.assert_close(sum(parts), value)
+    for name, parameter in model.named_parameters():
+        if name in expected:
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-7)

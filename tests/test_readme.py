@@ -69,18 +69,22 @@ def test_the_demo_gains_and_the_snippets_run(process, tmp_path, monkeypatch, cap
     exec(second, {})
 
 
-@pytest.mark.slow
-def test_your_own_data_in_five_lines(process, tmp_path):
+def write_own_data(folder):
     mini = PACKAGE / "mini"
     queries = sorted(Run.read(mini / "train/bm25.run"))[:10]
-    (tmp_path / "docs.tsv").write_text((mini / "docs.tsv").read_text())
-    (tmp_path / "queries.tsv").write_text((mini / "train/queries.tsv").read_text())
-    Run.read(mini / "train/bm25.run").select(queries).write(tmp_path / "first.run")
-    Run.read(mini / "train/teacher.run").select(queries).write(tmp_path / "teacher.run")
+    (folder / "docs.tsv").write_text((mini / "docs.tsv").read_text())
+    (folder / "queries.tsv").write_text((mini / "train/queries.tsv").read_text())
+    Run.read(mini / "train/bm25.run").select(queries).write(folder / "first.run")
+    Run.read(mini / "train/teacher.run").select(queries).write(folder / "teacher.run")
     judged = read_qrels(mini / "train/qrels.txt")
     lines = [f"{q} 0 {d} {r}\n" for q in queries for d, r in judged[q].items()]
     for name in ("qrels.txt", "train.qrels"):
-        (tmp_path / name).write_text("".join(lines))
+        (folder / name).write_text("".join(lines))
+
+
+@pytest.mark.slow
+def test_your_own_data_in_five_lines(process, tmp_path):
+    write_own_data(tmp_path)
     own = [line for line in commands() if line.startswith("python")]
     assert len(own) == 5
     for line in own:
@@ -92,3 +96,17 @@ def test_your_own_data_in_five_lines(process, tmp_path):
     assert len(Run.read(tmp_path / "reranked.run")) == 10
     sweep = {p.name for p in (tmp_path / "outputs/distill").glob("sweep_*/*") if p.is_dir()}
     assert sweep == {f"loss={loss},seed={s}" for loss in ("adr_mse", "ranknet") for s in (1, 2, 3)}
+
+
+@pytest.mark.slow
+def test_on_several_devices(process, tmp_path):
+    write_own_data(tmp_path)
+    train, rerank = (line for line in commands() if line.startswith("torchrun "))
+    # Two CPU processes and one step show that it runs.
+    for line in (f"{train} max_steps=1 data.test.run=null data.validation.depth=5", rerank):
+        torchrun, _, _, *rest = shlex.split(line)
+        assert torchrun == "torchrun"
+        started = ("-m", "torch.distributed.run", "--nproc-per-node", "2", *rest)
+        result = process(*started, cwd=tmp_path, OMP_NUM_THREADS="1")
+        assert result.returncode == 0, (line, result.stderr)
+    assert len(Run.read(tmp_path / "reranked.run")) == 10

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from conftest import ARCHITECTURES, tokenizer_for
 
-from rankdistillm.tokens import PairTemplate, TokenisedTexts, padded_tokens, plan_chunks
+from rankdistillm.token_cache import TokenisedTexts
+from rankdistillm.tokens import PairTemplate, padded_tokens, plan_chunks
 
 QUERIES = {"q1": "why do tides turn", "q2": "zzz", "q3": ""}
 DOCS = {"d1": "The tide follows the Moon, slowly.", "d2": "naïve café 潮汐", "d3": ""}
@@ -31,20 +32,6 @@ def test_texts_are_cut_each_alone():
     tokenizer = tokenizer_for("bert")
     texts = TokenisedTexts({"a": "tide " * 50}, tokenizer, 7, description="")
     assert len(texts["a"]) == 7
-
-
-def test_equal_texts_are_tokenised_once():
-    class Counting:
-        seen = 0
-
-        def __call__(self, texts, **options):
-            self.seen += len(texts)
-            return {"input_ids": [[len(text)] for text in texts]}
-
-    counting = Counting()
-    texts = TokenisedTexts({"a": "x", "b": "yy", "c": "x"}, counting, 5, description="")
-    assert counting.seen == 2
-    assert [texts[i].tolist() for i in "abc"] == [[1], [2], [1]]
 
 
 def test_chunks_hold_every_pair_once_within_the_budget():

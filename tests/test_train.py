@@ -59,7 +59,8 @@ def test_what_a_training_leaves_and_prints(train, tmp_path):
     assert result.status == 0
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "checkpoint", "validation.run", "before.run", "after.run"
+        "config.yaml", "metrics.jsonl", "checkpoint", "state",
+        "validation.run", "before.run", "after.run",
     }  # fmt: skip
     lines = metrics(out)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 5]
@@ -118,9 +119,31 @@ def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(train, tmp_p
     assert timeless[0] == timeless[1]
 
 
+def test_a_damaged_state_falls_back_to_the_one_before(train, tmp_path):
+    assert train("checkpoint.every=2").status == 0
+    newest = tmp_path / "out/state/5.pt"
+    assert sorted(path.name for path in newest.parent.iterdir()) == ["4.pt", "5.pt"]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    result = train("checkpoint.every=2")
+    assert "5.pt: cannot be read" in result.out
+    assert "from step 4" in result.out
+    for file in newest.parent.iterdir():
+        file.write_bytes(b"")
+    assert "cannot be read" in train("checkpoint.every=2").err
+
+
+def test_another_training_in_the_same_folder_is_refused(train, tmp_path):
+    assert train().status == 0
+    result = train("optim.learning_rate=2e-3")
+    assert result.status != 0
+    assert "holds a training with optim=" in result.err
+    assert train("max_steps=6").status == 0  # the same training, longer
+    assert train("optim.learning_rate=2e-3", "resume=never").status == 0
+
+
 def test_resume_never_starts_anew(train, tmp_path):
     assert train("checkpoint.every=2").status == 0
-    assert "from step 4" in train().out
+    assert "from step 5" in train().out
     assert "from step" not in train("resume=never").out
 
 
@@ -141,8 +164,8 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(train, tmp_path):
 def test_schedules(schedule, train, tmp_path):
     train(f"optim.schedule={schedule}", "optim.warmup=0.4", "max_steps=10")
     rates = [line["learning_rate"] for line in metrics(tmp_path / "out") if "loss" in line]
-    assert rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
-    after = [(n + 1) / 6 for n in range(6)]  # progress after the warm-up, once a step is done
+    assert rates[:4] == pytest.approx([0, 0.25e-3, 0.5e-3, 0.75e-3])
+    after = [n / 6 for n in range(6)]  # progress after the warm-up
     expected = {
         "constant": [1e-3] * 6,
         "linear": [1e-3 * (1 - x) for x in after],
@@ -190,7 +213,7 @@ def test_the_student_is_the_average_of_the_weights(validated, num_steps, train, 
     average = load_file(tmp_path / "start/checkpoint/model.safetensors")["linear.weight"]
     for step in range(1, num_steps + 1):
         assert train(f"max_steps={step}", "optim.schedule=constant", *options).status == 0
-        state = torch.load(tmp_path / "out/state/state.pt", weights_only=True)
+        state = torch.load(tmp_path / f"out/state/{step}.pt", weights_only=True)
         last = state["model"]["network.linear.weight"]
         decay = min(0.3, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * last
@@ -222,7 +245,10 @@ def test_losses_that_need_other_targets_or_sum_others(loss, train, tmp_path):
 def test_wandb_offline_needs_no_account(train, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     assert train("wandb.mode=offline").status == 0
-    assert list((tmp_path / "out/wandb").glob("offline-run-*"))
+    assert train("wandb.mode=offline", "max_steps=6").status == 0
+    runs = list((tmp_path / "out/wandb").glob("offline-run-*"))
+    known = (tmp_path / "out/wandb_run_id").read_text()
+    assert {path.name.rpartition("-")[2] for path in runs} == {known}  # resumed: the same run
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""Kill a training at random moments; what it ends with must be what an undisturbed one ends with.
+
+    python -m experiments.resume.run WORK [--kills 20] [OVERRIDE ...]
+
+The overrides go to ``python -m rankdistillm.train +stage=distill``.
+"""
+
+import argparse
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+SMALL = ["checkpoint.every=1", "validation.every=10", "data.test.run=null", "max_steps=60"]
+
+
+def command(output: Path, overrides: Sequence[str]) -> list[str]:
+    """One training of the study."""
+    train = [sys.executable, "-W", "ignore", "-m", "rankdistillm.train", "+stage=distill"]
+    return [*train, *SMALL, *overrides, f"output={output}"]
+
+
+def kill_often(output: Path, kills: int, seed: int, overrides: Sequence[str]) -> list[str]:
+    """Start the training again and again, SIGKILL it, at last let it end.
+
+    Each start is killed at a random moment from its first new line of metrics.jsonl on, within the
+    time of about three steps; every other one as soon as a checkpoint is being written. Returns
+    where each kill met it: the names of what was half-written.
+    """
+    draw = random.Random(seed)
+    met = []
+    for kill in tqdm(range(kills), desc="kill", disable=None):
+        before = _newest_step(output)
+        with subprocess.Popen(
+            command(output, overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            while process.poll() is None and _newest_step(output) <= before:
+                time.sleep(0.001)
+            if kill % 2:
+                time.sleep(draw.uniform(0, 0.2))
+            else:
+                while process.poll() is None and not _half_written(output):
+                    time.sleep(0.0005)
+            process.kill()
+        met.append(" ".join(_half_written(output)) or "between two writes")
+    subprocess.run(command(output, overrides), check=True, stdout=subprocess.DEVNULL)
+    return met
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether the last states and the students of two trainings are equal bit for bit."""
+    students = [load_file(folder / "checkpoint/model.safetensors") for folder in (one, other)]
+    states = []
+    for folder in (one, other):
+        file = folder / f"state/{_newest_step(folder)}.pt"
+        states.append(torch.load(file, weights_only=True)["model"])
+    return all(
+        pair[0].keys() == pair[1].keys()
+        and all(torch.equal(pair[0][n], pair[1][n]) for n in pair[0])
+        for pair in (students, states)
+    )
+
+
+def _newest_step(output: Path) -> int:
+    return max((int(file.stem) for file in (output / "state").glob("[0-9]*.pt")), default=0)
+
+
+def _half_written(output: Path) -> list[str]:
+    """Files and folders that are written beside, before they get their names."""
+    return sorted(path.name for path in output.rglob(".*") if path.name.endswith((".part", ".old")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments, overrides = parser.parse_known_args()
+    whole, cut = arguments.work / "undisturbed", arguments.work / "killed"
+    subprocess.run(command(whole, overrides), check=True)
+    met = kill_often(cut, arguments.kills, arguments.seed, overrides)
+    for place in sorted(set(met)):
+        print(f"killed {met.count(place):2d} times: {place}")
+    same = same_weights(whole, cut)
+    print("the same weights, bit for bit" if same else "DIFFERENT weights")
+    sys.exit(0 if same else 1)
+
+
+if __name__ == "__main__":
+    main()

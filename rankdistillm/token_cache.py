@@ -1,0 +1,218 @@
+"""Each distinct text is tokenised once: flat token ids, memory-mapped from a cache on disk.
+
+An entry of the cache is a folder ``KEY/`` with ``tokens.bin`` (all token ids end to end),
+``offsets.bin`` (int64, where each text ends, from 0) and ``meta.json`` (their type and checksums).
+KEY is a hash of the texts and of all that decides how they are tokenised. The cache lies in
+``$RANKDISTILLM_CACHE``, else ``$XDG_CACHE_HOME/rankdistillm``, else ``~/.cache/rankdistillm``; it
+may be removed at any time.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
+
+from rankdistillm import processes
+
+log = logging.getLogger(__name__)
+
+# Hashed into the key: raise it when the layout or the way of tokenising changes.
+VERSION = 1
+
+TEXTS_AT_ONCE = 10_000
+
+# Fewer texts are tokenised faster than a cache is searched, and leave nothing behind.
+TEXTS_WORTH_CACHING = 2_000
+
+
+class TokenisedTexts:
+    """Texts as flat token ids without special tokens, each cut to ``max_length`` tokens.
+
+    ``texts`` maps ids to texts. Equal texts are tokenised once and share their tokens.
+    ``retokenise``: decode what was cut and tokenise it again, as lightning-ir does. The two differ
+    where the decoded text reads otherwise than the original: a cut inside a word, or a clean-up of
+    spaces ("does n't" becomes "doesn't").
+    """
+
+    def __init__(
+        self,
+        texts: Mapping[str, str],
+        tokenizer: Any,
+        max_length: int | None,
+        *,
+        retokenise: bool = False,
+        description: str,
+    ) -> None:
+        row_of = {text: row for row, text in enumerate(dict.fromkeys(texts.values()))}
+        self._rows = {identifier: row_of[text] for identifier, text in texts.items()}
+        work = _Work(list(row_of), tokenizer, max_length, retokenise, description)
+        self._tokens, self._offsets = (
+            _in_memory(work) if len(row_of) < TEXTS_WORTH_CACHING else _cached(work)
+        )
+
+    def __getitem__(self, identifier: str) -> np.ndarray:
+        """The token ids of that text, uint16 where the vocabulary allows, else int32."""
+        row = self._rows[identifier]
+        return self._tokens[self._offsets[row] : self._offsets[row + 1]]
+
+
+class _Work:
+    """Texts to tokenise, and how."""
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        tokenizer: Any,
+        max_length: int | None,
+        retokenise: bool,
+        description: str,
+    ) -> None:
+        self.texts = texts
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.retokenise = retokenise and max_length is not None
+        self.description = description
+        self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.int32)
+
+    def key(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        options = [VERSION, self.max_length, self.retokenise, _fingerprint(self.tokenizer)]
+        digest.update(json.dumps(options).encode())
+        for text in self.texts:
+            encoded = text.encode("utf-8", "surrogatepass")
+            digest.update(len(encoded).to_bytes(8, "little"))
+            digest.update(encoded)
+        return digest.hexdigest()
+
+    def batches(self) -> Iterator[list[list[int]]]:
+        """The token ids of some texts after others; the tokeniser works on each in parallel."""
+        quiet = None if processes.is_first() else True
+        with tqdm(total=len(self.texts), desc=self.description, unit="text", disable=quiet) as bar:
+            for start in range(0, len(self.texts), TEXTS_AT_ONCE):
+                texts = list(self.texts[start : start + TEXTS_AT_ONCE])
+                tokens = self._tokenise(texts, self.max_length)
+                if self.retokenise:
+                    tokens = self._tokenise(self.tokenizer.batch_decode(tokens), None)
+                yield tokens
+                bar.update(len(texts))
+
+    def _tokenise(self, texts: list[str], max_length: int | None) -> list[list[int]]:
+        return self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            truncation=max_length is not None,
+            max_length=max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # about texts above the model's length: they are cut in the pair
+        )["input_ids"]
+
+
+def _in_memory(work: _Work) -> tuple[np.ndarray, np.ndarray]:
+    lengths: list[int] = [0]
+    pieces = [np.empty(0, work.dtype)]
+    for batch in work.batches():
+        lengths.extend(map(len, batch))
+        pieces.append(_flat(batch, work.dtype))
+    return np.concatenate(pieces), np.cumsum(lengths)
+
+
+def _cached(work: _Work) -> tuple[np.ndarray, np.ndarray]:
+    """From the cache, after making the entry where it is not there or damaged."""
+    try:
+        folder = _cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        key = work.key()
+        # Of processes that want the same entry one makes it and the others wait.
+        with FileLock(folder / f"{key}.lock"):
+            entry = folder / key
+            if not _is_whole(entry):
+                shutil.rmtree(entry, ignore_errors=True)
+                _make(entry, work)
+            return _map(entry)
+    except OSError as error:
+        log.warning(
+            "the tokens cannot be cached (%s); they stay in memory. Set RANKDISTILLM_CACHE to a "
+            "folder with more room",
+            error,
+        )
+        return _in_memory(work)
+
+
+def _cache_folder() -> Path:
+    own = os.environ.get("RANKDISTILLM_CACHE")
+    common = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(own) if own else Path(common) / "rankdistillm") / "tokens"
+
+
+def _make(entry: Path, work: _Work) -> None:
+    beside = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
+    try:
+        lengths = [0]
+        with open(beside / "tokens.bin", "wb") as file:
+            for batch in work.batches():
+                lengths.extend(map(len, batch))
+                file.write(_flat(batch, work.dtype).tobytes())
+        np.cumsum(lengths).astype(np.int64).tofile(beside / "offsets.bin")
+        meta = {"dtype": work.dtype.name, **_checksums(beside)}
+        (beside / "meta.json").write_text(json.dumps(meta))
+        os.replace(beside, entry)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _is_whole(entry: Path) -> bool:
+    if not entry.exists():
+        return False
+    try:
+        meta = json.loads((entry / "meta.json").read_text())
+        if {name: meta.get(name) for name in ("tokens", "offsets")} == _checksums(entry):
+            return True
+    except (OSError, ValueError, AttributeError):
+        pass
+    log.warning("%s: the cached tokens are damaged; tokenising again", entry)
+    return False
+
+
+def _checksums(entry: Path) -> dict[str, int]:
+    return {name: _crc32(entry / f"{name}.bin") for name in ("tokens", "offsets")}
+
+
+def _crc32(path: Path) -> int:
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def _map(entry: Path) -> tuple[np.ndarray, np.ndarray]:
+    dtype = json.loads((entry / "meta.json").read_text())["dtype"]
+    offsets = np.memmap(entry / "offsets.bin", np.int64, mode="r")
+    if not offsets[-1]:  # a file without content cannot be mapped
+        return np.empty(0, dtype), offsets
+    return np.memmap(entry / "tokens.bin", dtype, mode="r"), offsets
+
+
+def _flat(batch: list[list[int]], dtype: np.dtype) -> np.ndarray:
+    return np.fromiter((token for ids in batch for token in ids), dtype, sum(map(len, batch)))
+
+
+def _fingerprint(tokenizer: Any) -> str:
+    """What a tokeniser does, whatever it was last asked to cut and pad to."""
+    if tokenizer.is_fast:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        content |= {"truncation": None, "padding": None}
+    else:
+        content = [type(tokenizer).__name__, tokenizer.get_vocab(), str(tokenizer.init_kwargs)]
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode()).hexdigest()

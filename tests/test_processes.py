@@ -1,0 +1,92 @@
+"""Jobs of two processes (gloo), as ``torchrun`` starts them."""
+
+import json
+import sys
+
+import pytest
+
+from rankdistillm.cli import PACKAGE
+
+TORCHRUN = ("-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m")
+TRAIN = (
+    "rankdistillm.train", "+stage=distill", "model.dropout=0", "precision=fp32", "max_steps=20",
+    "queries_per_step=5", "data.test.run=null", "data.validation.depth=5", "optim.warmup=0",
+)  # fmt: skip
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(process, tiny_bert, tmp_path):
+    alone = process(
+        "-W", "ignore", "-m", *TRAIN, f"model.path={tiny_bert}", "output=one", cwd=tmp_path
+    )
+    assert alone.returncode == 0, alone.stderr
+    # No output folder given: the processes must agree on its name, which tells the time.
+    both = process(*TORCHRUN, *TRAIN, f"model.path={tiny_bert}", cwd=tmp_path)
+    assert both.returncode == 0, both.stderr
+    assert "distill on 2 x cpu" in both.stdout
+    (output,) = (tmp_path / "outputs/distill").iterdir()
+    assert losses(output) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert len(losses(output)) == 20
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "outputs"}
+    more = process(
+        *TORCHRUN,
+        *TRAIN,
+        "max_steps=22",
+        f"model.path={tiny_bert}",
+        f"output={output}",
+        cwd=tmp_path,
+    )
+    assert more.returncode == 0, more.stderr
+    assert "from step 20" in more.stdout
+    assert len(losses(output)) == 22
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_run_of_one(process, tiny_bert, tmp_path):
+    mini = PACKAGE / "mini"
+    rerank = (
+        "rankdistillm.rerank", f"model.path={tiny_bert}", "data=mini", f"run={mini}/test/bm25.run",
+        f"data.queries={mini}/test/queries.tsv",
+    )  # fmt: skip
+    for prefix, output in ((("-W", "ignore", "-m"), "one.run"), (TORCHRUN, "two.run")):
+        result = process(*prefix, *rerank, f"output={output}", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "one.run").read_bytes() == (tmp_path / "two.run").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_job_and_it_resumes(process, tiny_bert, tmp_path):
+    dying = tmp_path / "dying.py"
+    dying.write_text(
+        "import os, sys\n"
+        "from rankdistillm import data, train\n"
+        "make = data.TrainingData.batch\n"
+        "def batch(self, step):\n"
+        "    if step == 7 and os.environ['RANK'] == '1':\n"
+        "        os._exit(9)\n"
+        "    return make(self, step)\n"
+        "data.TrainingData.batch = batch\n"
+        "train.main()\n"
+    )
+    options = [*TRAIN[1:], f"model.path={tiny_bert}", "output=out", "checkpoint.every=1"]
+    result = process(*TORCHRUN[:-1], dying, *options, cwd=tmp_path)
+    assert result.returncode != 0
+    assert "exitcode" in result.stderr
+    again = process(*TORCHRUN, "rankdistillm.train", *options, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "from step" in again.stdout
+    assert len(losses(tmp_path / "out")) == 20
+
+
+def test_an_error_of_both_is_said_once(process, tmp_path):
+    result = process(*TORCHRUN, "rankdistillm.train", "+stage=distill", "loss=focal", cwd=tmp_path)
+    assert result.returncode != 0
+    said = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert "Could not find 'loss/focal'" in said[0]
+    assert sys.executable  # the interpreter that ran both

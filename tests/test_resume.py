@@ -1,0 +1,62 @@
+"""Interrupted trainings, each in a process of its own."""
+
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+
+from experiments.resume.run import command, kill_often, same_weights
+
+QUICK = [
+    "precision=fp32",
+    "data.validation.depth=5",
+    "data.train.num_queries=8",
+    "wandb.mode=disabled",
+]
+
+
+@pytest.fixture
+def overrides(tiny_bert):
+    return [f"model.path={tiny_bert}", *QUICK]
+
+
+def steps(folder):
+    return [
+        json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_and_saves_the_state(number, overrides, tmp_path):
+    options = [*overrides, "checkpoint.every=1000000", "max_steps=100000"]
+    with subprocess.Popen(
+        command(tmp_path / "out", options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        metrics = tmp_path / "out/metrics.jsonl"
+        while process.poll() is None and (not metrics.exists() or not metrics.read_text()):
+            time.sleep(0.05)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, out
+    (state,) = (tmp_path / "out/state").iterdir()
+    assert f"stopped at step {state.stem}: the same command goes on from there" in out
+    assert "Traceback" not in out
+    assert steps(tmp_path / "out")[-1] == int(state.stem)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_weights(overrides, tmp_path):
+    overrides = [*overrides, "model.dropout=0.1", "optim.ema=0.9"]
+    subprocess.run(command(tmp_path / "whole", overrides), check=True)
+    met = kill_often(tmp_path / "cut", 20, seed=1, overrides=overrides)
+    assert len(met) == 20
+    assert any(".part" in place for place in met)  # some in the middle of a checkpoint
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    assert steps(tmp_path / "cut") == steps(tmp_path / "whole")
+    leftovers = [path for path in (tmp_path / "cut/state").iterdir() if path.suffix != ".pt"]
+    assert not leftovers
