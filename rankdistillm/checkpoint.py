@@ -77,8 +77,9 @@ class TrainingState:
             state |= {"random": states, "place": dict(place), "setting": self.setting}
             with replacing(self._file(place["step"])) as beside:
                 torch.save(state, beside)
-            for step in self._steps()[:-STATES_KEPT]:
-                self._file(step).unlink(missing_ok=True)
+            old = [self._file(step) for step in self._steps()[:-STATES_KEPT]]
+            for file in (*old, *self.folder.glob(".*.part")):  # those of a process that was killed
+                file.unlink(missing_ok=True)
         processes.wait()
 
     def load(self) -> dict[str, Any]:

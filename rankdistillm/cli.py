@@ -3,9 +3,11 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -72,7 +74,7 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
         except mendable as error:
             if full_error:
                 raise
-            sys.exit(f"error: {_one_line(error)}")
+            _end(error)
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(
@@ -81,13 +83,29 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     except (*mendable, OSError) as error:
         if full_error:
             raise
-        sys.exit(f"error: {_one_line(error)}")
+        _end(error)
     finally:
         os.environ.pop("HYDRA_FULL_ERROR")
         if asked is not None:
             os.environ["HYDRA_FULL_ERROR"] = asked
     if failed:
         sys.exit("\n".join(f"error: {message}" for message in failed))
+
+
+def remove_unused_folder(output: Path) -> None:
+    """Remove the folder that Hydra made for a job that writes to ``output`` instead."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with suppress(OSError):  # not empty: it is used
+        while folder != output.absolute() and Path.cwd() in folder.parents:
+            folder.rmdir()
+            folder = folder.parent
+
+
+def _end(error: BaseException) -> NoReturn:
+    if not processes.is_first():
+        # What is wrong for all processes the first one says, whereupon torchrun ends the others.
+        time.sleep(2)
+    sys.exit(f"error: {_one_line(error)}")
 
 
 def _stay_quiet() -> None:

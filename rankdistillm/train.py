@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from rankdistillm import processes
 from rankdistillm.checkpoint import TrainingState, save_student
-from rankdistillm.cli import run_command
+from rankdistillm.cli import remove_unused_folder, run_command
 from rankdistillm.data import TrainingData, read_training_run
 from rankdistillm.devices import default_token_budget, device_of, keep_freed_memory
 from rankdistillm.errors import InputError
@@ -211,6 +211,7 @@ def _make_output_folder(config: DictConfig) -> Path:
         try:
             output.mkdir(parents=True, exist_ok=True)
             (output / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+            remove_unused_folder(output)
         except OSError as error:
             raise InputError(
                 f"output={output}: cannot be written ({error.strerror}); choose another folder"

@@ -67,3 +67,14 @@ def test_every_config_opens_with_its_command(path: Path):
     if path.parent != CONFIGS and path.parent.name != "loss":
         command = next(line for line in lines[:2] if "python" in line)
         assert f"{path.parent.name}={path.stem}" in command
+
+
+def test_a_slurm_launcher_composes():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
+    config = compose(
+        "train",
+        ["+stage=distill", "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=90"],
+        return_hydra_config=True,
+    )
+    assert config.hydra.launcher.timeout_min == 90
+    assert config.hydra.launcher._target_.endswith("SlurmLauncher")

@@ -66,6 +66,7 @@ def test_what_a_training_leaves_and_prints(train, tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 5]
     assert {"loss", "learning_rate", "grad_norm", "pairs_per_second"} <= lines[0].keys()
     assert 0 < lines[-1]["validation/ndcg@10"] < 1
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
     rows = [line.rsplit(None, 1)[0].strip() for line in result.out.splitlines() if "0." in line]
     assert rows[-4:] == ["bm25", "teacher", "student before", "student after"]
     assert len(Run.read(out / "after.run")) == len(Run.read(out / "before.run")) == 56

@@ -1,0 +1,162 @@
+"""Tokens per second, and the share of the device's own matrix rate that they take.
+
+    python -m experiments.bench.device_rate [--model minilm|electra_base|electra_large] [--steps 5]
+
+Random weights of that shape, generated texts (`experiments.bench.generated`); no hub, no data. For
+the published recipe it says how many minutes its pairs would take on this device.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel
+
+from experiments.bench.generated import collection
+from rankdistillm.data import TrainingData
+from rankdistillm.devices import (
+    autocast_dtype_of,
+    default_token_budget,
+    device_of,
+    keep_freed_memory,
+)
+from rankdistillm.gradients import TokenBudget, step_gradients
+from rankdistillm.layouts import Checkpoint
+from rankdistillm.losses import ranknet_loss
+from rankdistillm.model import CrossEncoder
+from rankdistillm.networks import MonoNetwork
+from rankdistillm.optim import make_optimizer, make_scaler
+from rankdistillm.tokens import plan_chunks
+
+# (model class, configuration class, layers, hidden, heads, feed-forward)
+SHAPES: dict[str, tuple[Any, Any, int, int, int, int]] = {
+    "tiny": (ElectraModel, ElectraConfig, 2, 32, 2, 64),
+    "minilm": (BertModel, BertConfig, 6, 384, 12, 1536),
+    "electra_base": (ElectraModel, ElectraConfig, 12, 768, 12, 3072),
+    "electra_large": (ElectraModel, ElectraConfig, 24, 1024, 16, 4096),
+}
+RECIPE_PAIRS = 5.1e6 + 3.0e6  # stage 1 and stage 2 of Rank-DistiLLM
+
+
+def flop_per_token(layers: int, hidden: int, feed_forward: int, length: float) -> float:
+    """Floating-point operations of a forward pass; the last layer is that of first tokens only.
+
+    Two for each weight of a matrix and token, and 4 · length · hidden for the attention of a layer.
+    """
+    attention = 2 * 4 * hidden * hidden + 4 * length * hidden
+    whole_layer = attention + 2 * 2 * hidden * feed_forward
+    last_layer = 2 * 2 * hidden * hidden  # keys and values; the rest is for one token of the pair
+    return (layers - 1) * whole_layer + last_layer + (whole_layer - last_layer) / length
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, hidden: int, feed_forward: int) -> float:
+    """Operations per second of the model's largest matrix product, the best of several sizes."""
+    best = 0.0
+    for tokens in (2048, 16384) if device.type == "cuda" else (2048,):
+        rows = torch.randn(tokens, hidden, device=device, dtype=dtype)
+        weight = torch.randn(feed_forward, hidden, device=device, dtype=dtype)
+        seconds = median(_seconds(device, lambda: linear(rows, weight)) for _ in range(20))  # noqa: B023
+        best = max(best, 2 * tokens * hidden * feed_forward / seconds)
+    return best
+
+
+def _seconds(device: torch.device, work: Callable[[], Any]) -> float:
+    _synchronise(device)
+    started = time.perf_counter()
+    work()
+    _synchronise(device)
+    return time.perf_counter() - started
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def student(name: str, tokenizer: Any, device: torch.device) -> CrossEncoder:
+    """A student of that shape with random weights."""
+    model_class, config_class, layers, hidden, heads, feed_forward = SHAPES[name]
+    config = config_class(
+        vocab_size=len(tokenizer),
+        embedding_size=hidden,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=feed_forward,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    network = MonoNetwork(model_class(config))
+    checkpoint = Checkpoint("encoder", network, tokenizer, 32, 256, 512)
+    return CrossEncoder(checkpoint, autocast_dtype=autocast_dtype_of("auto", device)).to(device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", choices=SHAPES, default="minilm")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--lists", type=int, default=4)
+    parser.add_argument("--list-size", type=int, default=32)
+    arguments = parser.parse_args()
+    device = device_of("auto")
+    keep_freed_memory(device)
+    torch.manual_seed(0)
+    tokenizer = CrossEncoder.from_pretrained("sentence-transformers/all-MiniLM-L6-v2").tokenizer
+    model = student(arguments.model, tokenizer, device)
+    run, queries, docs = collection(arguments.lists, arguments.list_size)
+    data = TrainingData(
+        run,
+        {},
+        model.tokenise_queries(queries),
+        model.tokenise_docs(docs),
+        model.template,
+        {"sampling": "top", "list_size": arguments.list_size, "targets": "rank", "transform": None},
+        queries_per_step=arguments.lists,
+        epochs=arguments.steps + 1,
+        seed=0,
+    )
+    optimizer = make_optimizer(model, 1e-5, 0.01)
+    scaler = make_scaler(device, is_fp16=model.autocast_dtype == torch.float16)
+    budget = TokenBudget(default_token_budget(device, *model.size))
+    batches = [data.batch(step) for step in range(len(data))]
+
+    def train(step: int) -> None:
+        step_gradients(model, ranknet_loss, batches[step], budget=budget, scaler=scaler)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    @torch.inference_mode()
+    def rerank(step: int) -> None:
+        pairs = batches[step].pairs
+        for _ in model.score_chunks(pairs, plan_chunks(pairs.lengths, model.chunk_tokens)):
+            pass
+
+    _, _, layers, hidden, _, feed_forward = SHAPES[arguments.model]
+    rate = matrix_rate(device, model.autocast_dtype, hidden, feed_forward)
+    length = float(batches[0].pairs.lengths.mean())
+    flop = flop_per_token(layers, hidden, feed_forward, length)
+    print(
+        f"{arguments.model}, {length:.0f} tokens a pair; a matrix product: {rate / 1e9:.0f} GFLOP/s"
+    )
+    print("| | tokens/s | pairs/s | share of the matrix rate | the recipe's pairs, minutes |")
+    print("|---|---|---|---|---|")
+    for what, work, passes in (("training", train, 3), ("re-ranking", rerank, 1)):
+        model.train(what == "training")
+        work(0)
+        seconds = [_seconds(device, lambda: work(s)) for s in range(1, len(batches))]  # noqa: B023
+        tokens = float(batches[0].pairs.lengths.sum()) / median(seconds)
+        share = passes * flop * tokens / rate
+        minutes = RECIPE_PAIRS * length / tokens / 60
+        print(
+            f"| {what} | {tokens:.0f} | {tokens / length:.1f} | {share:.0%} | {minutes:.0f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

