@@ -25,11 +25,21 @@ PACKAGE = Path(__file__).parent
 CONFIGS = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
 
 
+# The names that a sweep varies, for the jobs of a launcher, which do not see the command line.
+SWEPT = "RANKDISTILLM_SWEPT"
+
+
+def _note_sweep() -> None:
+    arguments = [a for a in sys.argv[1:] if "=" in a and a[0] != "-"]
+    with suppress(HydraException):  # Hydra itself will say what is wrong with them
+        given = OverridesParser.create().parse_overrides(arguments)
+        os.environ[SWEPT] = "\n".join(o.key_or_group for o in given if o.is_sweep_override())
+
+
 def _varying(overrides: Sequence[str]) -> str:
     """The overrides of a job that its sweep varies, as a folder's name: ``loss=kl,seed=1``."""
     parser = OverridesParser.create()
-    given = parser.parse_overrides([a for a in sys.argv[1:] if "=" in a and a[0] != "-"])
-    swept = {override.key_or_group for override in given if override.is_sweep_override()}
+    swept = os.environ.get(SWEPT, "").split("\n")
     # A sweeper with parameters of its own leaves no trace on the command line: then name all.
     varied = [o for o in overrides if parser.parse_override(o).key_or_group in swept] or overrides
     return ",".join(sorted(varied)).replace("/", "_")
@@ -46,6 +56,7 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     An error that is the user's to mend ends as one line on stderr and exit status 1; with
     ``HYDRA_FULL_ERROR=1`` its traceback is shown. In a sweep the other jobs still run.
     """
+    _note_sweep()
     if not processes.is_first():
         _stay_quiet()
     asked = os.environ.get("HYDRA_FULL_ERROR")

@@ -33,6 +33,16 @@ def test_an_error_is_one_line_and_a_status(process, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_launcher_names_folders_as_the_sweep_does(process, tiny_bert, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
+    options = ("hydra/launcher=submitit_local", "loss=ranknet,adr_mse", f"model.path={tiny_bert}")
+    result = process(*TRAIN, "-m", "+stage=distill", *options, *QUICK, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    students = tmp_path.glob("outputs/distill/sweep_*/*/checkpoint/model.safetensors")
+    assert {path.parent.parent.name for path in students} == {"loss=ranknet", "loss=adr_mse"}
+
+
+@pytest.mark.slow
 def test_a_wheel_runs_in_an_empty_folder(process, tiny_bert, tmp_path):
     checkout = PACKAGE.parent
     if CONFIGS.parent == PACKAGE:

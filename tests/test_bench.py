@@ -1,0 +1,46 @@
+"""What the benchmarks compute and print; their measurements are made by hand."""
+
+import sys
+
+import pytest
+
+from experiments.bench import device_rate, peers
+from experiments.bench.generated import collection
+from rankdistillm.pretrained import PACKAGED, locate
+
+
+def test_operations_of_a_token_by_hand():
+    # One whole layer of hidden size 2 and feed-forward 4: 4 · 2 · 2 attention weights and
+    # 2 · 2 · 4 others, two operations each, and 4 · 5 · 2 for the attention of a pair of 5 tokens.
+    whole = 2 * (16 + 16) + 40
+    keys_and_values = 2 * 8
+    last = keys_and_values + (whole - keys_and_values) / 5
+    assert device_rate.flop_per_token(1, 2, 4, 5) == pytest.approx(last)
+    assert device_rate.flop_per_token(3, 2, 4, 5) == pytest.approx(2 * whole + last)
+
+
+def test_the_table_compares_round_by_round():
+    table = peers.table("train", {"rankdistillm": [8.0, 30.0, 12.0], "peer": [4.0, 5.0, 6.0]})
+    assert "| rankdistillm | 12.0 | 8.0-30.0 |  |" in table
+    assert "| peer | 5.0 | 4.0-6.0 | **2.00x** (2.00-6.00) |" in table
+
+
+def test_generated_passages_have_the_lengths_of_ms_marco():
+    run, queries, docs = collection(3, 200)
+    assert [len(run[query_id]) for query_id in queries] == [200] * 3
+    assert len(docs) == 600
+    lengths = sorted(len(text.split()) for text in docs.values())
+    assert lengths[300] == pytest.approx(56, rel=0.1)
+    assert collection(3, 200)[2] == docs
+
+
+def test_the_device_rate_is_measured(capsys, monkeypatch):
+    (name,) = PACKAGED
+    if locate(name) == name:
+        pytest.skip("needs the tokeniser of the extra demo")
+    arguments = ["--model", "tiny", "--steps", "1", "--lists", "2", "--list-size", "3"]
+    monkeypatch.setattr(sys, "argv", ["device_rate", *arguments])
+    device_rate.main()
+    out = capsys.readouterr().out
+    assert "| training | " in out
+    assert "| re-ranking | " in out
