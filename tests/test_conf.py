@@ -69,12 +69,13 @@ def test_every_config_opens_with_its_command(path: Path):
         assert f"{path.parent.name}={path.stem}" in command
 
 
-def test_a_slurm_launcher_composes():
+def test_the_slurm_sweep_of_the_readme_composes():
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
-    config = compose(
-        "train",
-        ["+stage=distill", "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=90"],
-        return_hydra_config=True,
-    )
-    assert config.hydra.launcher.timeout_min == 90
-    assert config.hydra.launcher._target_.endswith("SlurmLauncher")
+    readme = (CONFIGS.parent / "README.md").read_text()
+    (line,) = (text for text in readme.splitlines() if "hydra/launcher=submitit_slurm" in text)
+    overrides = [o for o in line.split()[4:] if not o.startswith(("loss=", "seed="))]
+    config = compose("train", overrides, return_hydra_config=True)
+    launcher = config.hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher")
+    assert launcher.max_num_timeout > 0  # else a job that runs out of time is not queued again
+    assert "now" not in config.hydra.sweep.dir  # typed again, the sweep has the same folders

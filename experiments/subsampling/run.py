@@ -19,7 +19,7 @@ from rankdistillm.plots import plot_amounts
 from rankdistillm.runs import RankedList, Run
 
 QUERIES, DEPTHS = (7, 14, 27, 54), (10, 20, 50, 100)
-STEPS = 135  # those of experiments.trec_dl: 2 epochs of 270 lists, 4 a step
+STEPS = 68  # one epoch of the 270 lists, 4 a step
 LIST_SIZE = 16
 
 
