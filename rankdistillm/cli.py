@@ -54,11 +54,13 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run ``job`` with the Hydra config ``config_name`` and the command line.
 
     An error that is the user's to mend ends as one line on stderr and exit status 1; with
-    ``HYDRA_FULL_ERROR=1`` its traceback is shown. In a sweep the other jobs still run.
+    ``HYDRA_FULL_ERROR=1`` its traceback is shown. In a sweep the other jobs still run. A launcher
+    may send a job to another process: there an error is raised, and the launcher brings it back.
     """
     _note_sweep()
     if not processes.is_first():
         _stay_quiet()
+    here = os.getpid()
     asked = os.environ.get("HYDRA_FULL_ERROR")
     full_error = asked == "1"
     # Hydra then hands its errors on, instead of printing them in its own way.
@@ -70,7 +72,8 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
         try:
             return job(config)
         except mendable as error:
-            if full_error or HydraConfig.get().mode != RunMode.MULTIRUN:
+            elsewhere = os.getpid() != here
+            if full_error or elsewhere or HydraConfig.get().mode != RunMode.MULTIRUN:
                 raise
             job_name = _varying(HydraConfig.get().overrides.task)
             failed.append(f"{job_name}: {_one_line(error)}")
@@ -83,7 +86,7 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
         try:
             return guarded(config)
         except mendable as error:
-            if full_error:
+            if full_error or os.getpid() != here:
                 raise
             _end(error)
 

@@ -1,7 +1,7 @@
 """Each distinct text is tokenised once: flat token ids, memory-mapped from a cache on disk.
 
 An entry of the cache is a folder ``KEY/`` with ``tokens.bin`` (all token ids end to end),
-``offsets.bin`` (int64, where each text ends, from 0) and ``meta.json`` (their type and checksums).
+``offsets.bin`` (int64, where each text ends, from 0) and ``meta.json`` (their checksums).
 KEY is a hash of the texts and of all that decides how they are tokenised. The cache lies in
 ``$RANKDISTILLM_CACHE``, else ``$XDG_CACHE_HOME/rankdistillm``, else ``~/.cache/rankdistillm``; it
 may be removed at any time.
@@ -15,11 +15,12 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from rankdistillm import processes
@@ -82,7 +83,8 @@ class _Work:
         self.max_length = max_length
         self.retokenise = retokenise and max_length is not None
         self.description = description
-        self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.int32)
+        largest = max(tokenizer.get_vocab().values())
+        self.dtype = np.dtype(np.uint16 if largest < 1 << 16 else np.int32)
 
     def key(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
@@ -130,23 +132,35 @@ def _in_memory(work: _Work) -> tuple[np.ndarray, np.ndarray]:
 def _cached(work: _Work) -> tuple[np.ndarray, np.ndarray]:
     """From the cache, after making the entry where it is not there or damaged."""
     try:
-        folder = _cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        key = work.key()
-        # Of processes that want the same entry one makes it and the others wait.
-        with FileLock(folder / f"{key}.lock"):
-            entry = folder / key
-            if not _is_whole(entry):
-                shutil.rmtree(entry, ignore_errors=True)
-                _make(entry, work)
-            return _map(entry)
-    except OSError as error:
+        entry = _cache_folder() / work.key()
+        if not _is_whole(entry):
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(entry):
+                if not _is_whole(entry):  # nor has another process made it meanwhile
+                    _make(entry, work)
+        return _map(entry, work.dtype)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         log.warning(
             "the tokens cannot be cached (%s); they stay in memory. Set RANKDISTILLM_CACHE to a "
             "folder with more room",
             error,
         )
         return _in_memory(work)
+
+
+@contextmanager
+def _alone(entry: Path) -> Iterator[None]:
+    """Of processes that want the same entry one makes it and the others wait."""
+    lock = FileLock(entry.with_name(f"{entry.name}.lock"))
+    try:
+        lock.acquire(timeout=5)
+    except Timeout:
+        log.info("waiting for another process that tokenises the same texts")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _cache_folder() -> Path:
@@ -156,6 +170,8 @@ def _cache_folder() -> Path:
 
 
 def _make(entry: Path, work: _Work) -> None:
+    for left in (entry, *entry.parent.glob(f".{entry.name}.*")):  # damaged; of a killed process
+        shutil.rmtree(left, ignore_errors=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
     try:
         lengths = [0]
@@ -164,8 +180,7 @@ def _make(entry: Path, work: _Work) -> None:
                 lengths.extend(map(len, batch))
                 file.write(_flat(batch, work.dtype).tobytes())
         np.cumsum(lengths).astype(np.int64).tofile(beside / "offsets.bin")
-        meta = {"dtype": work.dtype.name, **_checksums(beside)}
-        (beside / "meta.json").write_text(json.dumps(meta))
+        (beside / "meta.json").write_text(json.dumps(_checksums(beside)))
         os.replace(beside, entry)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -175,10 +190,9 @@ def _is_whole(entry: Path) -> bool:
     if not entry.exists():
         return False
     try:
-        meta = json.loads((entry / "meta.json").read_text())
-        if {name: meta.get(name) for name in ("tokens", "offsets")} == _checksums(entry):
+        if json.loads((entry / "meta.json").read_text()) == _checksums(entry):
             return True
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         pass
     log.warning("%s: the cached tokens are damaged; tokenising again", entry)
     return False
@@ -196,8 +210,7 @@ def _crc32(path: Path) -> int:
     return checksum
 
 
-def _map(entry: Path) -> tuple[np.ndarray, np.ndarray]:
-    dtype = json.loads((entry / "meta.json").read_text())["dtype"]
+def _map(entry: Path, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     offsets = np.memmap(entry / "offsets.bin", np.int64, mode="r")
     if not offsets[-1]:  # a file without content cannot be mapped
         return np.empty(0, dtype), offsets
@@ -213,6 +226,10 @@ def _fingerprint(tokenizer: Any) -> str:
     if tokenizer.is_fast:
         content = json.loads(tokenizer.backend_tokenizer.to_str())
         content |= {"truncation": None, "padding": None}
+        content |= {
+            n: getattr(tokenizer, n, None)
+            for n in ("truncation_side", "clean_up_tokenization_spaces")
+        }
     else:
         content = [type(tokenizer).__name__, tokenizer.get_vocab(), str(tokenizer.init_kwargs)]
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -40,6 +40,9 @@ def test_a_launcher_names_folders_as_the_sweep_does(process, tiny_bert, tmp_path
     assert result.returncode == 0, result.stderr
     students = tmp_path.glob("outputs/distill/sweep_*/*/checkpoint/model.safetensors")
     assert {path.parent.parent.name for path in students} == {"loss=ranknet", "loss=adr_mse"}
+    wrong = process(*TRAIN, "-m", "+stage=distill", *options, "epochs=0", *QUICK, cwd=tmp_path)
+    assert wrong.returncode == 1
+    assert "error: epochs=0 is not a number above 0" in wrong.stderr
 
 
 @pytest.mark.slow

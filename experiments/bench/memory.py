@@ -8,7 +8,7 @@ a process of its own.
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import time
@@ -74,7 +74,9 @@ def _peak(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    # Of this process alone: ru_maxrss starts at that of the process that started it.
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10  # type: ignore[index]
 
 
 def main() -> None:
