@@ -18,9 +18,10 @@ from rankdistillm.errors import InputError
 from rankdistillm.files import replacing
 from rankdistillm.judged_runs import JudgedFiles, find_runs
 from rankdistillm.metrics import Figures, evaluate_run, parse_metric
+from rankdistillm.plots import check_plot, plot_gains
 from rankdistillm.qrels import read_qrels
 from rankdistillm.runs import Run
-from rankdistillm.significance import Significance, compare
+from rankdistillm.significance import Significance, check_settings, compare
 from rankdistillm.tables import Table, as_text, format_of, write_csv
 
 log = logging.getLogger(__name__)
@@ -38,10 +39,7 @@ def format_table(figures: Mapping[str, Figures], metrics: Sequence[str]) -> str:
 def evaluate(config: DictConfig) -> None:
     """Measure the runs that ``config`` (conf/evaluate.yaml) names; print and write the table."""
     metrics, baselines = _names(config.metrics), _names(config.baseline)
-    for metric in metrics:
-        parse_metric(metric)
-    if config.table:
-        format_of(config.table)
+    _check_settings(config, metrics, baselines)
     files, notes = find_runs(config.runs, config.qrels)
     _check_baselines(files, baselines)
     groups = _groups(files, config)
@@ -63,9 +61,22 @@ def evaluate(config: DictConfig) -> None:
         report = _report(files, measured, significance, notes)
         _write(config.output, json.dumps(report, indent=2, ensure_ascii=False))
     if config.plot:
-        from rankdistillm.plots import plot_gains  # late: matplotlib is an extra
-
         plot_gains(measured, metrics[0], baselines, Path(config.plot))
+
+
+def _check_settings(config: DictConfig, metrics: Sequence[str], baselines: Sequence[str]) -> None:
+    """Whatever is wrong shows before anything is measured."""
+    for metric in metrics:
+        parse_metric(metric)
+    check_settings(config.test, config.correction, config.alpha)
+    if config.table:
+        format_of(config.table)
+    if config.plot:
+        check_plot(Path(config.plot))
+        if not baselines:
+            raise InputError(
+                f"plot={config.plot} shows gains over a baseline; name one of the runs, baseline="
+            )
 
 
 def _measure(judged: JudgedFiles, metrics: Sequence[str]) -> dict[str, Figures]:

@@ -202,9 +202,10 @@ class _InRectangles(torch.autograd.Function):
         window: int | None,
     ) -> Tensor:
         q, k, v = _heads(query, queries), _heads(key, keys), _heads(value, keys)
-        # One pass scales, masks and widens to float32.
-        logits = torch.add(_bias(queries, keys, window), q @ k.mT, alpha=scaling)
-        weights = logits.softmax(-1).to(v.dtype)
+        products = q @ k.mT
+        # One pass scales, masks and widens to float32; then nothing of this size is made anew.
+        logits = torch.add(_bias(queries, keys, window), products, alpha=scaling)
+        weights = products.copy_(torch.softmax(logits, -1, out=logits))
         kept = None
         if dropout:
             kept = torch.empty_like(weights).bernoulli_(1 - dropout).div_(1 - dropout)

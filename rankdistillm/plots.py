@@ -4,6 +4,7 @@ Needs matplotlib: ``pip install rankdistillm[plots]``.
 """
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,14 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vX"
 
 
+def check_plot(path: Path) -> None:
+    """Raises `InputError` where no figure can be written: a format not known, no matplotlib."""
+    if path.suffix not in (".png", ".pdf"):
+        raise InputError(f"{path}: write a .png or a .pdf")
+    if find_spec("matplotlib") is None:
+        raise InputError("plots need matplotlib; install it with pip install 'rankdistillm[plots]'")
+
+
 def plot_gains(
     measured: Mapping[str, Mapping[str, Figures]],
     metric: str,
@@ -29,10 +38,6 @@ def plot_gains(
 
     ``measured``: collection -> run -> figures; the queries of all collections stand together.
     """
-    if not baselines:
-        raise InputError(
-            f"plot={path} shows gains over a baseline; name one of the runs, baseline="
-        )
     gains: dict[str, list[float]] = {}
     for figures in measured.values():
         base = figures[baselines[0]].per_query[metric] if baselines[0] in figures else {}
@@ -90,16 +95,11 @@ def plot_amounts(
 
 
 def _panels(number: int, path: Path) -> tuple[Any, Sequence[Any]]:
-    if path.suffix not in (".png", ".pdf"):
-        raise InputError(f"{path}: write a .png or a .pdf")
+    check_plot(path)
     if number == 0:
         raise InputError(f"{path}: nothing to draw beside the baseline; add a run to runs=")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            "plots need matplotlib; install it with pip install 'rankdistillm[plots]'"
-        ) from error
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(3.6 * number + 1.2, 3.4), layout="constrained")
     panels = figure.subplots(1, number, sharey=True, squeeze=False)[0]
     for panel in panels:

@@ -123,9 +123,10 @@ class Reranker:
         model.eval()
         try:
             shown = progress and processes.is_first()
-            with tqdm(
+            bar = tqdm(
                 total=len(pairs), desc="re-rank", unit="pair", disable=None if shown else True
-            ) as bar:
+            )
+            with bar, model.autocast():
                 for start in range(0, len(pairs), PAIRS_AT_ONCE):
                     window = pairs[start : start + PAIRS_AT_ONCE]
                     packed = model.template.pack(

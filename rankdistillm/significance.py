@@ -99,6 +99,15 @@ class Significance:
         )
 
 
+def check_settings(test: str, correction: str, alpha: float) -> None:
+    """Raises `InputError` for settings that `compare` does not know."""
+    for kind, given, known in (("test", test, TESTS), ("correction", correction, CORRECTIONS)):
+        if given not in known:
+            raise InputError(f"{kind}={given} is not one of {', '.join(known)}")
+    if not isinstance(alpha, int | float) or not 0 < alpha < 1:
+        raise InputError(f"alpha={alpha} is not a number between 0 and 1")
+
+
 def compare(
     figures: Mapping[str, Figures],
     baselines: Sequence[str],
@@ -112,9 +121,7 @@ def compare(
     All runs must have been measured on the same judgements. A baseline is compared with the
     baselines before it once.
     """
-    for kind, given, known in (("test", test, TESTS), ("correction", correction, CORRECTIONS)):
-        if given not in known:
-            raise InputError(f"{kind}={given} is not one of {', '.join(known)}")
+    check_settings(test, correction, alpha)
     pairs = [
         (baseline, name)
         for i, baseline in enumerate(baselines)

@@ -237,6 +237,7 @@ def test_plots_are_the_same_file_each_time(suffix, files, command):
     ("arguments", "said"),
     [
         (["test=z"], "test=z is not one of t, randomisation"),
+        (["alpha=5"], "alpha=5 is not a number between 0 and 1"),
         (["correction=none"], "correction=none is not one of holm, bonferroni"),
         (["table=t.xls"], "table=t.xls: write one of .txt, .md, .tex, .csv"),
         (["plot=p.png", "baseline=null"], "plot=p.png shows gains over a baseline"),
@@ -244,7 +245,8 @@ def test_plots_are_the_same_file_each_time(suffix, files, command):
         (["by=query"], "by=query is not one of collection, corpus"),
     ],
 )
-def test_settings_that_make_no_sense(arguments, said, files, command):
+def test_settings_that_make_no_sense_show_before_a_run_is_read(arguments, said, files, command):
+    (files / "good.run").write_text("not a run\n")
     options = {"qrels": "qrels.txt", "baseline": "bad"} | dict(a.split("=") for a in arguments)
     result = command("evaluate", runs("bad", "good"), *(f"{k}={v}" for k, v in options.items()))
     refused(result, said)
