@@ -60,7 +60,10 @@ def test_there_is_a_config_of_every_loss_that_makes_it():
         assert consumed_by(made) == {loss.consumes}
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.stem)
+CHOSEN = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "common")
+
+
+@pytest.mark.parametrize("path", CHOSEN, ids=lambda p: p.stem)
 def test_every_config_opens_with_its_command(path: Path):
     lines = path.read_text().splitlines()
     assert any(line.startswith("# python -m rankdistillm.") for line in lines[:2])
