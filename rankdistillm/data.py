@@ -107,7 +107,7 @@ class TrainingData:
         seed: int,
     ) -> None:
         self.run = run
-        self.query_ids = _usable(run, qrels, config["sampling"], config["list_size"])
+        self.query_ids = _usable(run, qrels, config)
         self.queries_per_step = queries_per_step
         self.num_lists = round(len(self.query_ids) * epochs)
         if max_steps is not None:
@@ -178,8 +178,9 @@ def _relevance(doc_ids: tuple[str, ...], judged: Mapping[str, int]) -> np.ndarra
     return np.array([max(0, judged.get(doc_id, 0)) for doc_id in doc_ids], dtype=np.float32)
 
 
-def _usable(run: Run, qrels: Qrels, sampling: str, list_size: int) -> list[str]:
+def _usable(run: Run, qrels: Qrels, config: Mapping[str, Any]) -> list[str]:
     """The queries that give a training list; says once how many are short or of no use."""
+    sampling, list_size = config["sampling"], config["list_size"]
     longest = max(len(ranked) for ranked in run.values())
     if list_size < 2:
         raise InputError(
@@ -192,22 +193,26 @@ def _usable(run: Run, qrels: Qrels, sampling: str, list_size: int) -> list[str]:
         )
     # Sorted: the order in the file must not decide the trajectory.
     usable = sorted(run)
-    if sampling == SINGLE_RELEVANT:
+    if sampling == SINGLE_RELEVANT or config["targets"] == "relevance":
         relevance = {q: _relevance(run[q].doc_ids, qrels.get(q, {})) for q in usable}
-        usable = [q for q in usable if 0 < np.count_nonzero(relevance[q]) < len(relevance[q])]
+        if sampling == SINGLE_RELEVANT:
+            wish, lack = "sampling=single_relevant", "both a relevant and a non-relevant passage"
+            usable = [q for q in usable if 0 < np.count_nonzero(relevance[q]) < len(relevance[q])]
+        else:
+            wish, lack = "targets=relevance", "passages of different relevance"
+            usable = [q for q in usable if np.ptp(relevance[q]) > 0]
         if not usable:
             raise InputError(
-                f"{run.source}: no query has both a relevant and a non-relevant passage in its "
-                "list, as data.train.sampling=single_relevant needs; give the qrels of these "
-                "queries in data.train.qrels"
+                f"{run.source}: no query has {lack} in its list, as data.train.{wish} needs; give "
+                "the qrels of these queries in data.train.qrels"
             )
         if len(usable) < len(run):
             log.warning(
-                "%s: %d of %d queries are left out: their lists lack a relevant or a non-relevant "
-                "passage",
+                "%s: %d of %d queries are left out: their lists do not have %s",
                 run.source,
                 len(run) - len(usable),
                 len(run),
+                lack,
             )
     short = sum(len(run[q]) < list_size for q in usable)
     if short:
@@ -248,6 +253,11 @@ def read_training_run(config: Mapping[str, Any], seed: int) -> tuple[Run, Qrels]
                 "data.train.add_docs_not_in_ranking=true needs data.train.sampling="
                 f"{SINGLE_RELEVANT}, not {config['sampling']}: a passage that the run lacks has no "
                 "rank to learn"
+            )
+        if config["targets"] != "relevance":
+            raise InputError(
+                "data.train.add_docs_not_in_ranking=true needs data.train.targets=relevance, not "
+                f"{config['targets']}: the positive that is added would be the worst target"
             )
         run = run.with_relevant(qrels)
     return run, qrels

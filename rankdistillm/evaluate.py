@@ -6,9 +6,10 @@ corpus) and their arithmetic and geometric means.
 
 import json
 import logging
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, geometric_mean
+from statistics import fmean
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
@@ -44,13 +45,8 @@ def evaluate(config: DictConfig) -> None:
     _check_baselines(files, baselines)
     groups = _groups(files, config)
     measured = {collection: _measure(judged, metrics) for collection, judged in files.items()}
-    significance = {
-        group: compare(
-            figures, present, test=config.test, correction=config.correction, alpha=config.alpha
-        )
-        for group, figures in _pooled_by_group(measured, groups).items()
-        if (present := [name for name in baselines if name in figures])
-    }
+    significance, untested = _tests(_pooled_by_group(measured, groups), baselines, config)
+    notes += untested
     table = _table(measured, metrics, significance, groups, notes)
     print(as_text(table))
     if config.table:
@@ -77,6 +73,24 @@ def _check_settings(config: DictConfig, metrics: Sequence[str], baselines: Seque
             raise InputError(
                 f"plot={config.plot} shows gains over a baseline; name one of the runs, baseline="
             )
+
+
+def _tests(
+    pooled: Measured, baselines: Sequence[str], config: DictConfig
+) -> tuple[dict[str, Significance], list[str]]:
+    """Group -> its comparisons with the baselines, and notes on groups that allow none."""
+    if not baselines:
+        return {}, []
+    settings = {name: config[name] for name in ("test", "correction", "alpha")}
+    found, errors = {}, {}
+    for group, figures in pooled.items():
+        try:
+            found[group] = compare(figures, baselines, **settings)
+        except InputError as error:
+            errors[group] = error
+    if not found:
+        raise next(iter(errors.values()))
+    return found, [f"{group}: not tested: {error}" for group, error in errors.items()]
 
 
 def _measure(judged: JudgedFiles, metrics: Sequence[str]) -> dict[str, Figures]:
@@ -166,7 +180,7 @@ def _table(
                     marks[run, column] = significance[group].marks(run, metric)
         if len(groups) > 1:
             own = columns[-len(groups) :]
-            for mean, function in ((MEAN, fmean), (GEOMETRIC_MEAN, _geometric_mean)):
+            for mean, function in ((MEAN, fmean), (GEOMETRIC_MEAN, geometric_mean)):
                 column = f"{label} {mean}".strip()
                 columns.append(column)
                 for run in runs:
@@ -175,12 +189,31 @@ def _table(
     notes = [*_counts(measured), *notes]
     for run, absent in lacking.items():
         notes.append(f"{run}: no run of {', '.join(dict.fromkeys(absent))}, hence no mean")
-    notes += list(dict.fromkeys(found.caption for found in significance.values()))
+    notes += _captions(significance, groups)
     return Table(runs, columns, values, marks, notes)
 
 
-def _geometric_mean(values: Sequence[float]) -> float:
-    return geometric_mean(values) if all(value > 0 for value in values) else 0.0
+def _captions(
+    significance: Mapping[str, Significance], groups: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """What the marks mean, for all groups at once where it is the same."""
+    tested: dict[str, list[str]] = {}
+    for group, found in significance.items():
+        tested.setdefault(found.caption, []).append(group)
+    captions = [
+        (f"{', '.join(those)}: " if len(tested) > 1 else "") + caption
+        for caption, those in tested.items()
+    ]
+    if any(len(groups[group]) > 1 for group in significance):
+        captions.append(
+            "figures of a corpus are means over its collections; the tests pool their queries"
+        )
+    return captions
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The geometric mean; 0 where one value is."""
+    return statistics.geometric_mean(values) if all(value > 0 for value in values) else 0.0
 
 
 def _counts(measured: Measured) -> list[str]:

@@ -1,5 +1,6 @@
 """Which run files belong to which collection and judgements."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from omegaconf import DictConfig
 
 from rankdistillm.errors import InputError
 from rankdistillm.files import collection_of, load_ir_dataset, suffix_of
+
+log = logging.getLogger(__name__)
 
 RUN_SUFFIXES = (".run", ".txt", ".tsv", ".jsonl", ".parquet")
 EXAMPLE = "'runs={bm25: first.run, student: reranked.run}'"
@@ -25,9 +28,9 @@ def find_runs(runs: Any, qrels: Any) -> tuple[dict[str, JudgedFiles], list[str]]
     """Collection -> its files, and notes on what was left out.
 
     ``runs``: run name -> file, all of one collection (then called ``""``), with its ``qrels``; or
-    collection -> run name -> file; or a folder of files ``RUN__COLLECTION.run``. With many
-    collections ``qrels`` maps them to their judgements; for one that it lacks they are those of the
-    ir_datasets id that it is.
+    collection -> run name -> file; or a folder of files ``RUN__COLLECTION.run``. ``qrels`` maps
+    collections to their judgements; for one that it lacks they are those of the ir_datasets id that
+    it is. Where there is one collection alone, it may name the judgements themselves.
     """
     if not runs:
         raise InputError(f"runs is not set; add it, for example {EXAMPLE}")
@@ -41,6 +44,13 @@ def find_runs(runs: Any, qrels: Any) -> tuple[dict[str, JudgedFiles], list[str]]
         if not isinstance(qrels, str):
             raise InputError("qrels is not set; add it, for example qrels=qrels.txt")
         return {"": JudgedFiles(qrels, {str(n): str(f) for n, f in runs.items()})}, []
+    if isinstance(qrels, str):
+        if len(named) > 1:
+            wanted = ", ".join(f"{collection}: FILE" for collection in named)
+            raise InputError(
+                f"qrels={qrels} for {len(named)} collections: give 'qrels={{{wanted}}}'"
+            )
+        qrels = dict.fromkeys(named, qrels)
     found, notes = {}, []
     for collection, files in named.items():
         judgements = _judgements(collection, qrels)
@@ -60,22 +70,33 @@ def runs_of_folder(folder: Path, qrels: Any = None) -> dict[str, dict[str, str]]
     """
     if not folder.is_dir():
         raise InputError(f"runs={folder}: not a folder; give one, or name each run as in {EXAMPLE}")
-    known = {str(name).replace("/", "-"): str(name) for name in qrels or ()}
+    given = () if qrels is None or isinstance(qrels, str) else qrels
+    known = {str(name).replace("/", "-"): str(name) for name in given}
     named: dict[str, dict[str, str]] = {}
+    unmarked = []
     for file in sorted(folder.iterdir()):
         run, marked, rest = file.name.rpartition("__")
-        if suffix_of(file) not in RUN_SUFFIXES or not marked:
+        if suffix_of(file) not in RUN_SUFFIXES:
+            continue
+        if not marked:
+            unmarked.append(file.name)
             continue
         name = rest.removesuffix(".gz").rpartition(".")[0]
         collection = known.get(name) or collection_of(file) or name
-        named.setdefault(collection, {})[run.strip("_")] = str(file)
+        runs = named.setdefault(collection, {})
+        if (other := runs.setdefault(run.strip("_"), str(file))) != str(file):
+            raise InputError(
+                f"{other} and {file} are both the run {run.strip('_')} of {collection}; rename one"
+            )
+    if unmarked:
+        log.warning("%s: without __COLLECTION, left out: %s", folder, ", ".join(unmarked))
     if not named:
         raise InputError(f"runs={folder}: no file RUN__COLLECTION{'|'.join(RUN_SUFFIXES)} in it")
     return named
 
 
 def _judgements(collection: str, qrels: Any) -> str | None:
-    if isinstance(qrels, DictConfig) and collection in qrels:
+    if qrels and collection in qrels:
         return str(qrels[collection])
     try:
         dataset = load_ir_dataset(collection, "a collection with judgements")

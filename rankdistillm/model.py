@@ -33,7 +33,7 @@ class CrossEncoder(nn.Module):
         super().__init__()
         self.network = checkpoint.network
         self.layout = checkpoint.layout
-        self.activation = checkpoint.activation
+        self.has_head = checkpoint.has_head
         self.tokenizer = checkpoint.tokenizer
         self.template = PairTemplate.from_tokenizer(checkpoint.tokenizer, checkpoint.max_length)
         self.query_length = checkpoint.query_length

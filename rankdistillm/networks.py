@@ -20,6 +20,8 @@ class MonoNetwork(nn.Module):
     the head.
     """
 
+    activation = None
+
     def __init__(
         self, backbone: Any, *, pooling: str = "first", bias: bool = False, outputs: int = 1
     ) -> None:
@@ -74,10 +76,14 @@ class MonoNetwork(nn.Module):
 
 
 class ClassifierNetwork(nn.Module):
-    """A transformers sequence classifier with one label, scored by its logit."""
+    """A transformers sequence classifier with one label, scored by its logit.
 
-    def __init__(self, classifier: Any) -> None:
+    ``activation``: what its scores go through when re-ranking, None for nothing.
+    """
+
+    def __init__(self, classifier: Any, activation: nn.Module | None = None) -> None:
         super().__init__()
+        self.activation = activation
         # The heads of BERT, ELECTRA and RoBERTa look at the first token alone; others want to see
         # the rectangle.
         self.packed = restrict_last_layer(classifier.base_model)

@@ -82,7 +82,7 @@ def plot_amounts(
         panel.errorbar(
             amounts, means, yerr=spread, color=colour, marker=marker, capsize=3, label=name
         )
-    for style, (name, level) in zip(("--", ":", "-."), (levels or {}).items(), strict=False):
+    for style, (name, level) in zip(cycle(("--", ":", "-.")), (levels or {}).items(), strict=False):
         panel.axhline(level, color="grey", linestyle=style, linewidth=1, label=name)
     every = sorted({a for points in lines.values() for a in points})
     panel.set_xscale("log")

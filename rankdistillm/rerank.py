@@ -56,18 +56,22 @@ class Reranker:
         ``device`` defaults to CUDA where there is one; ``precision`` is auto, fp32, bf16 or fp16.
         The lengths, in tokens, default to those that the student was trained with; ``retokenise``
         is that of `rankdistillm.token_cache.TokenisedTexts`. Raises `InputError` where there is no
-        readable model.
+        readable model, and for an encoder that was never trained to rank.
         """
-        return cls(
-            CrossEncoder.from_pretrained(
-                path,
-                query_length=query_length,
-                doc_length=doc_length,
-                retokenise=retokenise,
-                device=device_of(device),
-                precision=precision,
-            )
+        model = CrossEncoder.from_pretrained(
+            path,
+            query_length=query_length,
+            doc_length=doc_length,
+            retokenise=retokenise,
+            device=device_of(device),
+            precision=precision,
         )
+        if not model.has_head:
+            raise InputError(
+                f"model.path={path}: an encoder without a head (linear.weight), whose scores would "
+                "be random; train it first (python -m rankdistillm.train), or give a re-ranker"
+            )
+        return cls(model)
 
     def score(self, query: str, docs: Sequence[str]) -> np.ndarray:
         """Scores of the passages for the query, float32 ``[len(docs)]``; higher is better."""
@@ -115,7 +119,7 @@ class Reranker:
         *,
         progress: bool,
     ) -> np.ndarray:
-        model = self.model
+        model, activation = self.model, self.model.network.activation
         query_tokens = model.tokenise_queries({q: queries[q] for q, _ in pairs})
         doc_tokens = model.tokenise_docs({d: docs[d] for _, d in pairs})
         scores = np.zeros(len(pairs), dtype=np.float32)
@@ -137,8 +141,8 @@ class Reranker:
                     chunks = plan_chunks(packed.lengths, model.chunk_tokens)
                     own = chunks[processes.rank() :: processes.count()]
                     for chosen, scored in model.score_chunks(packed, own):
-                        if model.activation is not None:
-                            scored = model.activation(scored)
+                        if activation is not None:
+                            scored = activation(scored)
                         scores[start + chosen] = scored.cpu().numpy()
                         bar.update(len(chosen) * processes.count())
         finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rankdistillm.errors import InputError
+from rankdistillm.errors import InputError, check_count
 from rankdistillm.run_columns import Columns, read_columns
 from rankdistillm.run_files import Row, at, local_file, read_rows, write_rows
 
@@ -121,6 +121,7 @@ class Run(Mapping[str, RankedList]):
 
     def truncate(self, depth: int | None) -> "Run":
         """Keep the best ``depth`` passages of each list (all for None)."""
+        check_count("depth", depth, optional=True)
         if depth is None:
             return self
         return self._with(
@@ -134,6 +135,7 @@ class Run(Mapping[str, RankedList]):
         teacher re-ranked, not in the teacher's own ranking. Queries that ``first_stage`` lacks or
         that keep no passage are an `InputError`, since the two runs do not belong together.
         """
+        check_count("depth", depth, optional=True)
         lists = {}
         for query_id, ranked in self.items():
             if query_id not in first_stage:
@@ -156,6 +158,7 @@ class Run(Mapping[str, RankedList]):
         For one seed the samples are nested: the 1,000 queries are among the 2,000, so that a study
         over sizes varies the size alone.
         """
+        check_count("num_queries", num_queries, optional=True)
         if num_queries is None or num_queries >= len(self):
             return self
         shuffled = np.random.default_rng(seed).permutation(sorted(self))

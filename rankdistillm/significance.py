@@ -66,7 +66,10 @@ CORRECTIONS: dict[str, tuple[str, Callable[[Sequence[float]], list[float]]]] = {
 
 @dataclass(frozen=True)
 class Significance:
-    """Corrected p-values of the comparisons: baseline -> run -> metric -> p."""
+    """Corrected p-values of the comparisons: baseline -> run -> metric -> p.
+
+    Every baseline is a key, also one that was not measured here, so that its mark stays its own.
+    """
 
     test: str
     correction: str
@@ -88,7 +91,8 @@ class Significance:
         meant = ", ".join(f"{m} from {b}" for m, b in zip(self._marks, self.p_values, strict=True))
         return (
             f"differs significantly: {meant} ({TESTS[self.test][0]}, "
-            f"{CORRECTIONS[self.correction][0]} correction over {number} comparisons per metric, "
+            f"{CORRECTIONS[self.correction][0]} correction over {number} comparison"
+            f"{'s' if number > 1 else ''} per metric, "
             f"alpha = {self.alpha:g})"
         )
 
@@ -119,21 +123,27 @@ def compare(
     """Test every run against each baseline, query by query, for each metric.
 
     All runs must have been measured on the same judgements. A baseline is compared with the
-    baselines before it once.
+    baselines before it once; one that ``figures`` lacks is left out.
+
+    Raises `InputError` where nothing can be tested: no baseline beside another run, or one query.
     """
     check_settings(test, correction, alpha)
     pairs = [
         (baseline, name)
         for i, baseline in enumerate(baselines)
         for name in figures
-        if name not in baselines[: i + 1]
+        if baseline in figures and name not in baselines[: i + 1]
     ]
     if not pairs:
-        raise InputError(f"nothing to compare with the baseline {baselines[0]}; add a run to runs=")
-    if figures[baselines[0]].num_queries < 2:
+        among = "the baseline" if len(baselines) == 1 else "a baseline"
+        raise InputError(
+            f"nothing to compare with {among} {' or '.join(baselines)}; add a run to runs="
+        )
+    measured = figures[pairs[0][0]]
+    if measured.num_queries < 2:
         raise InputError("a paired test needs two judged queries or more; leave out baseline=")
     p_values: dict[str, dict[str, dict[str, float]]] = {baseline: {} for baseline in baselines}
-    for metric in figures[baselines[0]].per_query:
+    for metric in measured.per_query:
         raw = []
         for baseline, name in pairs:
             base, other = figures[baseline].per_query[metric], figures[name].per_query[metric]

@@ -72,7 +72,10 @@ def as_markdown(table: Table) -> str:
 
 
 def as_latex(table: Table) -> str:
-    """Best in bold, second underlined, marks as superscripts; needs the package booktabs."""
+    """Best in bold, second underlined, marks as superscripts, notes below in small print.
+
+    Needs the package booktabs.
+    """
 
     def show(figure: str, marks: str, place: str) -> str:
         styled = {"best": rf"\textbf{{{figure}}}", "second": rf"\underline{{{figure}}}"}
@@ -84,7 +87,6 @@ def as_latex(table: Table) -> str:
     ]
     return "\n".join(
         [
-            *(f"% {note}" for note in table.notes),
             rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
             r"\toprule",
             " & ".join(["run", *map(_tex, table.columns)]) + r" \\",
@@ -92,6 +94,9 @@ def as_latex(table: Table) -> str:
             *body,
             r"\bottomrule",
             r"\end{tabular}",
+            *([r"\par\smallskip", r"{\footnotesize"] if table.notes else []),
+            *(_tex(note) + r"\par" for note in table.notes),
+            *(["}"] if table.notes else []),
         ]
     )
 
@@ -132,5 +137,11 @@ def _sup(marks: str) -> str:
 
 
 def _tex(text: str) -> str:
-    escaped = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}"}
+    escaped = {c: f"\\{c}" for c in "&%$#_{}"} | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+    }
     return "".join(escaped.get(character, character) for character in text)

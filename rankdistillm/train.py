@@ -22,7 +22,7 @@ from rankdistillm.checkpoint import TrainingState, save_student
 from rankdistillm.cli import remove_unused_folder, run_command
 from rankdistillm.data import TrainingData, read_training_run
 from rankdistillm.devices import default_token_budget, device_of, keep_freed_memory
-from rankdistillm.errors import InputError
+from rankdistillm.errors import InputError, check_count
 from rankdistillm.gradients import TokenBudget, step_gradients
 from rankdistillm.interruption import stop_requests
 from rankdistillm.metrics import parse_metric
@@ -73,6 +73,8 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
     torch.manual_seed(config.seed)
     placed = {"device": device, "precision": config.precision}
     model = CrossEncoder.from_pretrained(**config.model, **placed)
+    if not model.has_head:
+        log.info("%s: an encoder without a head for scores, a new one is drawn", config.model.path)
     if processes.rank():  # all start from the same weights; each draws dropout of its own
         torch.manual_seed(config.seed + processes.rank())
     data = TrainingData(
@@ -186,18 +188,11 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
 def _check_numbers(config: DictConfig) -> None:
     whole = ("queries_per_step", "data.train.list_size")
     optional = (
-        "max_steps",
-        "token_budget",
-        "validation.every",
-        "validation.patience",
-        "checkpoint.every",
-    )
+        "max_steps", "token_budget", "validation.every", "validation.patience", "checkpoint.every",
+        "data.train.num_queries", "data.train.depth", "data.validation.depth", "data.test.depth",
+    )  # fmt: skip
     for name in (*whole, *optional):
-        value = OmegaConf.select(config, name)
-        if value is None and name in optional:
-            continue
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name}={value} is not a whole number from 1 on")
+        check_count(name, OmegaConf.select(config, name), optional=name in optional)
     if not isinstance(config.epochs, int | float) or config.epochs <= 0:
         raise InputError(f"epochs={config.epochs} is not a number above 0")
 

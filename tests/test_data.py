@@ -111,6 +111,16 @@ def test_no_usable_query_is_an_error_with_the_remedy():
         make(sampling="single_relevant")
 
 
+def test_targets_of_relevance_leave_out_lists_that_are_judged_alike(caplog):
+    graded = {"q0": {"d0_1": 1}, "q1": {"d1_1": 0}, "q2": {f"d2_{j}": 1 + j for j in range(6)}}
+    with caplog.at_level(logging.WARNING):
+        data = make(qrels=graded, targets="relevance")
+    assert data.query_ids == ["q0", "q2"]
+    assert "3 of 5 queries are left out: their lists do not have passages of diff" in caplog.text
+    with pytest.raises(InputError, match=r"targets=relevance needs; give the qrels"):
+        make(targets="relevance")
+
+
 @pytest.mark.parametrize(("size", "said"), [(7, "lower it to 6"), (1, "at least 2 passages")])
 def test_a_list_size_that_no_list_can_have(size, said):
     with pytest.raises(InputError, match=said):
@@ -125,6 +135,7 @@ def config(folder, **changes):
         "depth": None,
         "num_queries": None,
         "sampling": "top",
+        "targets": "relevance",
         "add_docs_not_in_ranking": False,
     } | changes
 
@@ -158,3 +169,5 @@ def test_judged_positives_outside_the_run_can_be_the_positive(tmp_path):
     assert run["q"].scores.tolist() == [3, 2, 1, 0]
     with pytest.raises(InputError, match=r"needs data\.train\.sampling=single_relevant, not top"):
         read_training_run(options, 1)
+    with pytest.raises(InputError, match="the positive that is added would be the worst target"):
+        read_training_run(options | {"sampling": "single_relevant", "targets": "rank"}, 1)

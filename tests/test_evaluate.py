@@ -211,6 +211,52 @@ def test_a_run_that_lacks_a_collection_has_no_mean(folder, command):
     assert {column for run, column in table_of(folder / "t.csv") if run == "good"} == {"a/1", "a/2"}
 
 
+def test_a_collection_that_cannot_be_tested_is_said_and_the_others_are(folder, command):
+    (folder / "runs" / "__good__b.run").unlink()
+    result = command("evaluate", "runs=runs", QRELS_OF, "metrics=ndcg@10", "baseline=bad")
+    assert result.status == 0, result.err
+    assert "b: not tested: nothing to compare with the baseline bad" in result.out
+    assert "*" in rows(result.out)["good"][1]
+    assert "means over its collections" not in result.out
+
+
+def test_marks_of_a_baseline_are_the_same_in_every_collection(folder, command):
+    (folder / "runs" / "__bad__b.run").rename(folder / "runs" / "__other__b.run")
+    options = ["runs=runs", QRELS_OF, "metrics=ndcg@10", "baseline=[bad,other]", "table=t.csv"]
+    result = command("evaluate", *options)
+    assert result.status == 0, result.err
+    table = table_of(folder / "t.csv")
+    assert (table["good", "a/1"]["marks"], table["good", "b"]["marks"]) == ("a", "b")
+
+
+def test_a_corpus_says_what_is_averaged_and_what_is_tested(folder, command):
+    result = command("evaluate", "runs=runs", QRELS_OF, "by=corpus", "baseline=bad")
+    assert "figures of a corpus are means over its collections; the tests pool" in result.out
+
+
+def test_judgements_of_the_only_collection_need_no_name(folder, command):
+    for file in (folder / "runs").glob("*.run"):
+        if not file.name.endswith("a-1.run"):
+            file.unlink()
+    (folder / "runs" / "notes.txt").write_text("no run")
+    result = command("evaluate", "runs=runs", "qrels=qrels.txt", "metrics=ndcg@10")
+    assert result.status == 0, result.err
+    assert set(rows(result.out)) >= {"bad", "good"}
+    assert "without __COLLECTION, left out: notes.txt" in result.out + result.err
+
+
+def test_one_file_of_judgements_for_many_collections_is_refused(folder, command):
+    result = command("evaluate", "runs=runs", "qrels=qrels.txt")
+    assert "give 'qrels={a-1: FILE, a-2: FILE, b: FILE, nobody: FILE}'" in result.err
+
+
+def test_two_files_of_the_same_run_are_refused(folder, command):
+    (folder / "runs" / "__bad__b.jsonl").write_text("{}")
+    result = command("evaluate", "runs=runs", QRELS_OF)
+    assert "__bad__b.jsonl and" in result.err
+    assert "__bad__b.run are both the run bad of b; rename one" in result.err
+
+
 def test_collections_by_name(folder, command):
     options = "runs={one: {bad: bad.run, good: good.run}, two: {bad: better.run}}"
     result = command("evaluate", options, "qrels={one: qrels.txt, two: qrels.txt}", "metrics=mrr")

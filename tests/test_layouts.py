@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,57 @@ def test_the_activation_that_sentence_transformers_recorded(file, content, funct
     text = json.dumps(before | content).replace("{}", "torch.nn.modules.activation")
     file.write_text(text)
     assert scores(tmp_path) == pytest.approx(function(expected).numpy(), abs=1e-5)
+
+
+def test_a_classifier_of_sentence_transformers_is_saved_with_its_activation(tmp_path):
+    classifier_checkpoint(tmp_path, "bert")
+    recorded = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(recorded))
+    again = tmp_path / "again"
+    again.mkdir()
+    CrossEncoder.from_pretrained(tmp_path, precision="fp32").save_pretrained(again)
+    assert json.loads((again / "config.json").read_text())["sentence_transformers"] == recorded
+    assert scores(again) == pytest.approx(scores(tmp_path), abs=1e-6)
+    # It takes the sigmoid where it recorded none.
+    (tmp_path / "config_sentence_transformers.json").write_text("{}")
+    assert scores(again) == pytest.approx(scores(tmp_path), abs=1e-6)
+
+
+def without(folder, name):
+    """Take one weight out of the checkpoint."""
+    tensors = load_file(folder / "model.safetensors")
+    (full,) = [n for n in tensors if n.endswith(name)]
+    del tensors[full]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_classifier_without_its_head_is_refused(tmp_path):
+    classifier_checkpoint(tmp_path, "electra")
+    without(tmp_path, "classifier.out_proj.weight")
+    with pytest.raises(InputError, match=r"1 weights are missing, such as classifier\.out_proj"):
+        scores(tmp_path)
+
+
+def test_an_encoder_with_a_layer_missing_is_refused(tiny_models, tmp_path):
+    folder = shutil.copytree(tiny_models("bert"), tmp_path / "bert")
+    without(folder, "layer.2.output.dense.weight")
+    with pytest.raises(InputError, match=r"1 weights are missing, such as encoder\.layer\.2"):
+        CrossEncoder.from_pretrained(folder)
+
+
+def test_a_mono_model_without_its_head_is_refused(tmp_path):
+    mono_checkpoint(tmp_path)
+    without(tmp_path, "linear.weight")
+    with pytest.raises(InputError, match=r"linear\.weight is missing"):
+        scores(tmp_path)
+
+
+def test_a_damaged_file_of_torch_is_an_input_error(tmp_path):
+    mono_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"no file of torch")
+    with pytest.raises(InputError, match="no model could be loaded"):
+        scores(tmp_path)
 
 
 def test_a_classifier_with_two_labels_is_no_reranker(tmp_path):

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from rankdistillm.errors import InputError
+from rankdistillm.model import CrossEncoder
 from rankdistillm.rerank import Reranker
 from rankdistillm.runs import Run
 
@@ -18,9 +20,8 @@ QUERIES = {"q1": "why do tides turn", "q2": "how is bread made"}
 @pytest.fixture
 def student(tiny_bert, tmp_path):
     torch.manual_seed(3)
-    reranker = Reranker.from_pretrained(tiny_bert, precision="fp32")
     (tmp_path / "student").mkdir()
-    reranker.model.save_pretrained(tmp_path / "student")
+    CrossEncoder.from_pretrained(tiny_bert).save_pretrained(tmp_path / "student")
     return tmp_path / "student"
 
 
@@ -36,6 +37,11 @@ def test_score_is_float32_in_the_order_of_the_passages(reranker):
     assert scores.shape == (3,)
     assert reranker.score(QUERIES["q1"], docs[::-1]) == pytest.approx(scores[::-1], abs=1e-6)
     assert len(reranker.score("q", [])) == 0
+
+
+def test_an_encoder_that_was_never_trained_to_rank_is_refused(tiny_bert):
+    with pytest.raises(InputError, match=r"an encoder without a head.*train it first"):
+        Reranker.from_pretrained(tiny_bert)
 
 
 def test_rank_is_best_first(reranker):

@@ -140,6 +140,14 @@ def test_truncate_and_select():
     assert listed(Run({"q": run["q1"].take([2, 0])})) == {"q": ["c", "a"]}
 
 
+@pytest.mark.parametrize("number", [0, -1, 2.5, True, "3"])
+def test_amounts_that_are_no_counts_are_refused(number):
+    run = Run.from_scores({"q": {"a": 1.0, "b": 0.5}})
+    for cut in (run.truncate, lambda n: run.within(run, n), lambda n: run.sample_queries(n, 1)):
+        with pytest.raises(InputError, match=f"={number} is not a whole number from 1 on"):
+            cut(number)
+
+
 def test_depth_counts_in_the_first_stage_run():
     first = Run.from_scores({"q": {"a": 4, "b": 3, "c": 2, "d": 1}}, source="first")
     teacher = Run.from_scores({"q": {"d": 4, "c": 3, "b": 2, "a": 1}}, source="teacher")

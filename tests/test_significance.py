@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from rankdistillm.errors import InputError
 from rankdistillm.metrics import Figures
 from rankdistillm.significance import bonferroni, compare, paired_t_test, randomisation_test
 
@@ -24,6 +25,17 @@ def test_randomisation_test_repeats_itself_and_is_near_the_t_test():
     assert first == randomisation_test(differences)
     assert first == pytest.approx(paired_t_test(differences), abs=0.01)
     assert randomisation_test([0.0] * 30) == 1.0
+
+
+def test_a_baseline_that_was_not_measured_keeps_its_mark_for_elsewhere():
+    figures = {name: Figures({"m": {f"q{i}": i + gain for i in range(9)}}) for name, gain in
+               (("base", 0.0), ("run", 0.5))}  # fmt: skip
+    found = compare(figures, ["absent", "base"])
+    assert found.marks("run", "m") == "b"
+    assert "a from absent, b from base" in found.caption
+    assert "over 1 comparison per metric" in found.caption
+    with pytest.raises(InputError, match="nothing to compare with a baseline x or y"):
+        compare(figures, ["x", "y"])
 
 
 def test_bonferroni():

@@ -4,7 +4,8 @@
 
 1,000 to 10,000 queries at depth 100, and depth 10 to 100 at 10,000 queries, each a stage 2 from the
 same stage 1; RUNS as for trec_dl.py. The published study trains three epochs, hence fewer steps on
-fewer queries; --matched gives every training the steps of the largest.
+fewer queries; --matched gives every training the steps of the largest, and table and plots names
+of their own.
 """
 
 import argparse
@@ -32,9 +33,10 @@ def main() -> None:
     sizes = [(number, deepest) for number in arguments.queries]
     sizes += [(most, depth) for depth in arguments.depths if depth != deepest]
     names = {}
+    suffix = "-matched" if arguments.matched else ""
     for number, depth in sizes:
-        matched = "-matched" if arguments.matched else ""
-        names[number, depth] = f"queries-{number}-depth-{depth}{matched}"
+        fewer = arguments.matched and number < most  # the others have these steps anyway
+        names[number, depth] = f"queries-{number}-depth-{depth}" + (suffix if fewer else "")
         student = study.distill(
             names[number, depth],
             "electra_base",
@@ -44,18 +46,19 @@ def main() -> None:
             "data.train.first_stage=msmarco-passage/train/rank-distillm-colbert",
             f"data.train.depth={depth}",
             f"data.train.list_size={depth}",
-            *([f"max_steps={3 * most // 32}"] if arguments.matched else []),
+            *([f"max_steps={-(-3 * most // 32)}"] if fewer else []),
         )
         study.rerank_all(names[number, depth], student)
-    report = arguments.work / "subsampling.json"
+    report = arguments.work / f"subsampling{suffix}.json"
     study.measure(report)
-    show(report, names, arguments.work, (most, deepest))
+    show(report, names, (most, deepest))
 
 
-def show(
-    report: Path, names: dict[tuple[int, int], str], work: Path, full: tuple[int, int]
-) -> None:
-    """A table beside the published figures, and a plot of each axis; means over collections."""
+def show(report: Path, names: dict[tuple[int, int], str], full: tuple[int, int]) -> None:
+    """A table beside the published figures, and a plot of each axis; means over collections.
+
+    The published means are those of two collections, and of three epochs.
+    """
     values: dict[tuple[str, int, int], list[float]] = {}
     for measured in json.loads(report.read_text())["collections"].values():
         for (number, depth), name in names.items():
@@ -64,13 +67,15 @@ def show(
                     first = run.rpartition("@")[2]
                     mean = figures["means"]["ndcg@10"]
                     values.setdefault((first, number, depth), []).append(mean)
-    print("\n| first stage | queries | depth | nDCG@10 | published |\n|---|---|---|---|---|")
+    print("\n| first stage | queries | depth | collections | nDCG@10 | published |")
+    print("|---|---|---|---|---|---|")
     for (first, number, depth), found in sorted(values.items()):
         known = FACTS["subsampling_queries_at_depth_100"].get(first, {}).get(str(number))
         if depth != full[1]:
             known = FACTS["subsampling_depth_at_10000_queries"].get(first, {}).get(str(depth))
-        shown = f"{known:.3f}" if known and full == (10000, 100) else ""
-        print(f"| {first} | {number} | {depth} | {fmean(found):.3f} | {shown} |")
+        same = full == (10000, 100) and len(found) == 2 and "matched" not in names[number, depth]
+        shown = f"{known:.3f}" if known and same else ""
+        print(f"| {first} | {number} | {depth} | {len(found)} | {fmean(found):.3f} | {shown} |")
     firsts = sorted({first for first, _, _ in values})
     for axis, label in ((0, "queries"), (1, "depth")):
         lines = {
@@ -81,7 +86,8 @@ def show(
             }
             for first in firsts
         }
-        plot_amounts(lines, work / f"subsampling_{label}.pdf", amount=label, measurement="nDCG@10")
+        plot = report.with_name(f"{report.stem}_{label}.pdf")
+        plot_amounts(lines, plot, amount=label, measurement="nDCG@10")
 
 
 if __name__ == "__main__":

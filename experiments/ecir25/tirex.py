@@ -8,18 +8,18 @@ with a licence of their own: ir_datasets says where to get them.
 """
 
 import argparse
-import csv
 import json
 from pathlib import Path
-from statistics import fmean, geometric_mean
+from statistics import fmean
 
 from experiments.ecir25.recipes import FIRST_STAGE, Study
+from rankdistillm.evaluate import geometric_mean
 from rankdistillm.judged_runs import runs_of_folder
 
 FACTS = json.loads((Path(__file__).parent / "published.json").read_text())
 TASKS, PUBLISHED = FACTS["tirex_tasks"], FACTS["tirex_bm25_top100"]
 # The corpora of the paper that are not what stands before the last slash of a task's id.
-CORPORA = "{medline/2004: medline, medline/2017: medline}"
+CORPORA = {"medline/2004": "medline", "medline/2017": "medline"}
 
 
 def main() -> None:
@@ -42,31 +42,41 @@ def main() -> None:
     study = Study(arguments.work, arguments.runs)
     study.copy_first_stages()
     study.rerank_all(arguments.name, arguments.student)
-    table = arguments.work / "tirex.csv"
+    report = arguments.work / "tirex.json"
+    corpora = ", ".join(f"{long}: {short}" for long, short in CORPORA.items())
     study.measure(
-        arguments.work / "tirex.json",
+        report,
         "by=corpus",
-        f"corpora={CORPORA}",
+        f"corpora={{{corpora}}}",
         f"baseline={FIRST_STAGE}@bm25",
-        f"table={table}",
+        f"table={arguments.work / 'tirex.tex'}",
     )
-    print_table(table, f"{arguments.name}@bm25", PUBLISHED[arguments.published])
+    print_table(report, f"{arguments.name}@bm25", PUBLISHED[arguments.published])
 
 
-def print_table(table: Path, run: str, published: dict) -> None:
-    """Corpus by corpus as Markdown; both means over the corpora that are there."""
-    with open(table, encoding="utf-8") as file:
-        ours = {
-            row["measurement"]: float(row["value"])
-            for row in csv.DictReader(file)
-            if row["run"] == run and row["measurement"] in published
-        }
-    print("\n| corpus | nDCG@10 | published |\n|---|---|---|")
-    for corpus, value in ours.items():
-        print(f"| {corpus} | {value:.3f} | {published[corpus]['value']:.3f} |")
-    theirs = [published[corpus]["value"] for corpus in ours]
-    for name, mean in (("arithmetic mean", fmean), ("geometric mean", geometric_mean)):
-        print(f"| {name} of these | {mean(ours.values()):.3f} | {mean(theirs):.3f} |")
+def corpus_of(task: str) -> str:
+    """The corpus of a task, as the paper groups them."""
+    corpus = task.rpartition("/")[0] or task
+    return CORPORA.get(corpus, corpus)
+
+
+def print_table(report: Path, run: str, published: dict) -> None:
+    """Corpus by corpus as Markdown; both means over the corpora that are complete."""
+    measured = json.loads(report.read_text())["collections"]
+    ours, theirs = [], []
+    print("\n| corpus | tasks | nDCG@10 | published |\n|---|---|---|---|")
+    for corpus in dict.fromkeys(map(corpus_of, TASKS)):
+        tasks = [task for task in TASKS if corpus_of(task) == corpus]
+        values = [measured[t]["runs"][run]["means"]["ndcg@10"] for t in tasks if t in measured]
+        known = published[corpus]["value"]
+        if len(values) == len(tasks):
+            ours.append(fmean(values))
+            theirs.append(known)
+        mean = f"{fmean(values):.3f}" if values else ""
+        print(f"| {corpus} | {len(values)} of {len(tasks)} | {mean} | {known:.3f} |")
+    for name, of in (("arithmetic mean", fmean), ("geometric mean", geometric_mean)):
+        if ours:
+            print(f"| {name} of {len(ours)} corpora | | {of(ours):.3f} | {of(theirs):.3f} |")
 
 
 if __name__ == "__main__":

@@ -95,6 +95,8 @@ def main() -> None:
         name: figure(data / "trec-dl-2019", runs / f"{file}.run")
         for name, file in (("RankVicuna", "rankvicuna-bm25"), ("BM25", "bm25"))
     }
+    stage_1 = [test(data, student(data, work, seed, True, None)) for seed in arguments.seeds]
+    levels["student before, mean"] = fmean(stage_1)
     for axis, name in enumerate(("queries", "depth")):
         full = (max(QUERIES), max(DEPTHS))
         points = {size[axis]: v for size, v in values.items() if size[1 - axis] == full[1 - axis]}

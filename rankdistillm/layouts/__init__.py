@@ -13,6 +13,7 @@ Each is a module with `load` and `write`.
 """
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
@@ -42,7 +43,7 @@ def load_checkpoint(path: str, *, dropout: float | None, attention: str | None) 
         config = read_config(source)
         with quiet_transformers():
             return LAYOUTS[_layout_of(config)].load(source, config, dropout, attention)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise InputError(
             f"model.path={path}: no model could be loaded ({' '.join(str(error).split())[:200]}"
             "); give a folder with config.json, model.safetensors and tokeniser, or a hub id"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankdistillm.networks import ClassifierNetwork, MonoNetwork
 
@@ -15,7 +15,7 @@ class Checkpoint:
     """What a folder or hub id holds.
 
     ``query_length``, ``doc_length`` and ``max_length`` (of the pair) are in tokens, None for no
-    bound; ``activation`` is what the scores go through when re-ranking, None for nothing.
+    bound; ``has_head``: the weights that make scores of states are in it, not drawn at random.
     """
 
     layout: str
@@ -24,7 +24,7 @@ class Checkpoint:
     query_length: int | None
     doc_length: int | None
     max_length: int | None
-    activation: nn.Module | None = None
+    has_head: bool = True
 
 
 def longest_pair(tokenizer: Any, config: Any) -> int | None:
@@ -34,6 +34,14 @@ def longest_pair(tokenizer: Any, config: Any) -> int | None:
         positions -= config.pad_token_id + 1  # their positions start behind the padding's
     limits = [n for n in (tokenizer.model_max_length, positions) if n and n < 1_000_000]
     return min(limits, default=None)
+
+
+def check_loaded(report: dict[str, Any]) -> None:
+    """Raises ValueError for weights that transformers did not find and drew at random."""
+    # No student has a pooler; a classifier's is found, or the checkpoint is none.
+    missing = [name for name in sorted(report["missing_keys"]) if not name.startswith("pooler.")]
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
 
 
 def set_dropout(config: Any, rate: float | None) -> None:

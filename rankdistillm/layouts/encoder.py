@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from rankdistillm.layouts.contents import (
     HEAD,
     Checkpoint,
+    check_loaded,
     longest_pair,
     mono_network,
     mono_tensors,
@@ -25,9 +26,14 @@ def load(
 ) -> Checkpoint:
     config = AutoConfig.from_pretrained(source)
     set_dropout(config, dropout)
-    backbone = AutoModel.from_pretrained(
-        source, config=config, dtype=torch.float32, attn_implementation=attention
+    backbone, report = AutoModel.from_pretrained(
+        source,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        output_loading_info=True,
     )
+    check_loaded(report)
     tokenizer = AutoTokenizer.from_pretrained(source)
     ours = raw.get("rankdistillm") or {}
     # Our own heads alone: the encoder has been read.
@@ -40,6 +46,7 @@ def load(
         ours.get("query_length", QUERY_LENGTH),
         ours.get("doc_length", DOC_LENGTH),
         longest_pair(tokenizer, backbone.config),
+        has_head=bool(head),
     )
 
 

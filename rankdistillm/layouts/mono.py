@@ -42,6 +42,8 @@ def load(
     set_dropout(config, dropout)
     backbone = AutoModel.from_config(config, dtype=torch.float32, attn_implementation=attention)
     tensors = read_tensors(source)
+    if f"{HEAD}weight" not in tensors:
+        raise ValueError(f"{HEAD}weight is missing, which makes scores of states")
     weights = {
         re.sub(rf"^({backbone.base_model_prefix}|{backbone_type})\.", "", name): tensor
         for name, tensor in tensors.items()
