@@ -62,7 +62,7 @@ def register() -> None:
     from ir_datasets.formats import BaseScoredDocs, GenericScoredDoc
 
     class ReleasedRun(BaseScoredDocs):
-        """``scoreddocs`` of a Parquet file, best first within each query."""
+        """``scoreddocs`` of a Parquet file, in the order of its rows."""
 
         def __init__(self, file: ReleasedFile) -> None:
             self.file = file

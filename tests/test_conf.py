@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from rankdistillm.cli import CONFIGS
 from rankdistillm.losses import LOSSES, consumed_by
@@ -43,6 +44,35 @@ def test_recipes_compose_and_the_command_line_wins(recipe):
     assert config.model.path == "google/electra-large-discriminator"
     assert config.seed == 7
     assert config.loss == compose("train", ["loss=adr_mse"]).loss
+
+
+def test_recipes_are_those_of_the_paper():
+    both = {
+        "optim": {
+            "learning_rate": 1e-5, "head_learning_rate": None, "weight_decay": 0.01, "decay": "all",
+            "schedule": "constant", "warmup": 0, "max_grad_norm": None, "ema": None,
+        },
+        "queries_per_step": 32, "precision": "bf16", "seed": 42, "model.query_length": 32,
+        "model.doc_length": 256, "model.path": "google/electra-base-discriminator",
+    }  # fmt: skip
+    released = "msmarco-passage/train/rank-distillm"
+    own = {
+        "prefinetune": {
+            "max_steps": 20000, "data.train.run": f"{released}-colbert", "data.train.depth": 200,
+            "data.train.sampling": "single_relevant", "data.train.list_size": 8,
+            "data.train.targets": "relevance", "data.train.qrels": "msmarco-passage/train",
+            "loss._target_": "rankdistillm.losses.info_nce_loss",
+        },
+        "distill": {
+            "epochs": 3, "max_steps": None, "data.train.run": f"{released}-rankzephyr",
+            "data.train.depth": 100, "data.train.list_size": 100, "data.train.targets": "rank",
+            "data.train.transform": None, "loss._target_": "rankdistillm.losses.ranknet_loss",
+        },
+    }  # fmt: skip
+    for stage, settings in own.items():
+        config = compose("train", [f"+recipe=ecir25_{stage}"])
+        for name, value in (both | settings).items():
+            assert OmegaConf.select(config, name) == value, (stage, name)
 
 
 def test_stages_choose_a_loss_and_the_command_line_wins():

@@ -1,15 +1,17 @@
 """The studies of the paper, scaled down, one command each: data sets by id from a local hub."""
 
+import importlib
 import json
-from pathlib import Path
 
 import pytest
 from hub import serving, with_checksums
 
 from rankdistillm import released
 from rankdistillm.cli import PACKAGE
+from rankdistillm.model import CrossEncoder
 from rankdistillm.run_files import write_rows
 from rankdistillm.runs import Run
+from rankdistillm.texts import read_texts
 
 ROOT = PACKAGE.parent
 MINI = PACKAGE / "mini"
@@ -81,8 +83,78 @@ def study(tmp_path, process, tiny_models):
     return run
 
 
+@pytest.fixture
+def studies(monkeypatch):
+    """The modules of ``experiments.ecir25``, which are not installed."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return lambda name: importlib.import_module(f"experiments.ecir25.{name}")
+
+
+def report(path, means):
+    """What evaluate writes: (collection, run) -> nDCG@10."""
+    collections: dict = {}
+    for (collection, run), value in means.items():
+        runs = collections.setdefault(collection, {"runs": {}})["runs"]
+        runs[run] = {"means": {"ndcg@10": value}}
+    path.write_text(json.dumps({"collections": collections}))
+    return path
+
+
+def test_the_main_table_has_the_published_figures_beside_ours(studies, tmp_path, capsys):
+    dl19, dl20 = (f"msmarco-passage/trec-dl-20{year}/judged" for year in (19, 20))
+    means = {
+        (dl19, "first-stage@bm25"): 0.1, (dl19, "teacher@bm25"): 0.2,
+        (dl19, "base-both-adr-mse@bm25"): 0.3, (dl20, "large-both@colbert"): 0.4,
+        (dl20, "base-stage-1@other"): 0.5,
+    }  # fmt: skip
+    studies("trec_dl").print_table(report(tmp_path / "r.json", means))
+    shown = [row[3:] for row in rows_of(capsys.readouterr().out)]
+    assert shown == [
+        ["0.100", "0.480"], ["0.200", "0.719"], ["0.300", "0.716"], ["0.400", "0.799"], ["0.500"],
+    ]  # fmt: skip
+
+
+def test_tirex_means_are_over_complete_corpora(studies, tmp_path, capsys):
+    tirex = studies("tirex")
+    means = {
+        ("vaswani", "s@bm25"): 0.4, ("nfcorpus/test", "s@bm25"): 0.1,
+        ("medline/2004/trec-genomics-2004", "s@bm25"): 0.9,
+    }  # fmt: skip
+    published = tirex.PUBLISHED["monoelectra-large"]
+    tirex.print_table(report(tmp_path / "r.json", means), "s@bm25", published)
+    rows = {row[0]: row[1:] for row in rows_of(capsys.readouterr().out)}
+    assert len(rows) == 13 + 2
+    assert rows["medline"][:2] == ["1 of 4", "0.900"]
+    assert rows["vaswani"] == ["1 of 1", "0.400", f"{published['vaswani']['value']:.3f}"]
+    assert rows["gov"][:2] == ["0 of 3", ""]
+    assert rows["arithmetic mean of 2 corpora"][1] == "0.250"
+    assert rows["geometric mean of 2 corpora"][1] == "0.200"
+
+
+def test_published_subsampling_figures_stand_beside_the_same_setting_alone(
+    studies, tmp_path, capsys
+):
+    show = studies("subsampling").show
+    names = {(1000, 100): "queries-1000-depth-100", (10000, 100): "queries-10000-depth-100",
+             (10000, 10): "queries-10000-depth-10"}  # fmt: skip
+    means = {(c, f"{name}@bm25"): 0.5 for c in ("dl19", "dl20") for name in names.values()}
+    show(report(tmp_path / "a.json", means), names, (10000, 100))
+    shown = {(row[1], row[2]): row[3:] for row in rows_of(capsys.readouterr().out)}
+    assert shown["1000", "100"] == ["2", "0.500", "0.606"]
+    assert shown["10000", "10"] == ["2", "0.500", "0.681"]
+    names[1000, 100] += "-matched"
+    means = {key: value for key, value in means.items() if "1000-" not in key[1]}
+    means |= {("dl19", "queries-1000-depth-100-matched@bm25"): 0.4}
+    show(report(tmp_path / "b-matched.json", means), names, (10000, 100))
+    shown = {(row[1], row[2]): row[3:] for row in rows_of(capsys.readouterr().out)}
+    assert shown["1000", "100"] == ["1", "0.400"]
+    plots = {path.name for path in tmp_path.glob("*.pdf")}
+    assert plots == {f"{n}_{axis}.pdf" for n in ("a", "b-matched") for axis in ("queries", "depth")}
+
+
 def rows_of(out: str) -> list[list[str]]:
-    lines = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("| ")]
+    table = [line for line in out.splitlines() if line.startswith("| ")]
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table]
     return lines[1:]
 
 
@@ -110,10 +182,55 @@ def test_the_main_table(study, tmp_path):
 @pytest.mark.slow
 def test_the_subsampling_study_ends_in_table_and_plots(study, tmp_path):
     (tmp_path / "runs" / "colbert__msmarco-passage-trec-dl-2019.run.gz").unlink()
-    result = study("subsampling", "--queries", "4", "8", "--depths", "5", "10")
+    sizes = ["--queries", "4", "8", "--depths", "5", "10"]
+    result = study("subsampling", *sizes)
     assert result.returncode == 0, result.stdout + result.stderr
-    sizes = {(int(row[1]), int(row[2])) for row in rows_of(result.stdout)}
-    assert sizes == {(4, 10), (8, 10), (8, 5)}
+    shown = {(int(row[1]), int(row[2])) for row in rows_of(result.stdout)}
+    assert shown == {(4, 10), (8, 10), (8, 5)}
+    work = tmp_path / "work"
     for name in ("queries", "depth"):
-        plot = tmp_path / "work" / f"subsampling_{name}.pdf"
-        assert Path(plot).read_bytes()[:4] == b"%PDF"
+        assert (work / f"subsampling_{name}.pdf").read_bytes()[:4] == b"%PDF"
+    before = (work / "subsampling.json").read_bytes()
+    matched = study("subsampling", *sizes, "--matched")
+    assert matched.returncode == 0, matched.stdout + matched.stderr
+    # The largest has its steps already; the others are trained anew, with names of their own.
+    assert matched.stdout.count("rankdistillm.train") == 1
+    assert "max_steps=1 " in matched.stdout
+    assert (work / "subsampling-matched.json").exists()
+    assert (work / "subsampling.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_tirex_from_runs_to_the_table(process, tiny_models, tmp_path):
+    docs = read_texts(MINI / "docs.tsv", "doc")
+    queries = read_texts(MINI / "test/queries.tsv", "query")
+    first = Run.read(MINI / "test/bm25.run")
+    (tmp_path / "runs").mkdir()
+    for name in ("vaswani", "medline-2004-trec-genomics-2004"):
+        with open(tmp_path / "runs" / f"bm25__{name}.jsonl", "w") as file:
+            for query_id, ranked in first.select(list(first)[:8]).items():
+                for rank, doc_id in enumerate(ranked.doc_ids[:6], 1):
+                    entry = {"query_id": query_id, "doc_id": doc_id, "rank": rank}
+                    entry |= {"query": queries[query_id], "text": docs[doc_id]}
+                    file.write(json.dumps(entry) + "\n")
+    student = tmp_path / "student"
+    student.mkdir()
+    CrossEncoder.from_pretrained(tiny_models("bert")).save_pretrained(student)
+    qrels = MINI / "test/qrels.txt"
+    result = process(
+        "-m",
+        "experiments.ecir25.tirex",
+        tmp_path / "work",
+        tmp_path / "runs",
+        student,
+        f"--qrels=vaswani={qrels}",
+        f"--qrels=medline/2004/trec-genomics-2004={qrels}",
+        cwd=ROOT,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "cranfield: no run in" in result.stdout
+    rows = {row[0]: row[1:] for row in rows_of(result.stdout)}
+    assert rows["vaswani"][0] == "1 of 1"
+    assert rows["medline"][0] == "1 of 4"
+    assert rows["vaswani"][1] == rows["arithmetic mean of 1 corpora"][1]
+    assert r"\toprule" in (tmp_path / "work/tirex.tex").read_text()

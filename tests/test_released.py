@@ -126,6 +126,17 @@ def test_the_data_sets_are_those_of_ir_datasets_too():
         assert dataset.has_scoreddocs()
 
 
+def test_their_scoreddocs_are_the_rows_of_the_file(monkeypatch, tmp_path):
+    import ir_datasets
+
+    released.register()
+    rows = [("q2", "d1", 1, 2.5), ("q1", "d3", 1, 0.5), ("q1", "d1", 2, 0.25)]
+    write_rows(tmp_path / "rows.parquet", rows, "tag")
+    monkeypatch.setattr(released, "fetch", lambda file: tmp_path / "rows.parquet")
+    found = ir_datasets.load(IDS[0]).scoreddocs_iter()
+    assert [tuple(row) for row in found] == [(q, d, score) for q, d, _, score in rows]
+
+
 @pytest.mark.parametrize(
     ("name", "collection"),
     [
@@ -182,8 +193,24 @@ def test_a_full_disk_is_said_and_nothing_is_kept(hub, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: Metadata())
     with pytest.raises(InputError, match="No space left on device"):
-        released.fetch(released.RELEASED["rank-distillm-colbert"])
+        released.fetch(hub.published["rank-distillm-colbert"])
     assert not list((tmp_path / "home").rglob("*.parquet"))
+
+    def there_is_room_for_a_part(location, content, **_):
+        content.write(whole[:40])
+        full()
+
+    whole = hub.files[hub.published["rank-distillm-colbert"].name]
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", there_is_room_for_a_part)
+    with pytest.raises(InputError, match="call again to go on with what has arrived"):
+        released.fetch(hub.published["rank-distillm-colbert"])
+
+    def the_rest(location, content, *, resume_size, **_):
+        assert resume_size == 40
+        content.write(whole[resume_size:])
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", the_rest)
+    assert released.fetch(hub.published["rank-distillm-colbert"]).read_bytes() == whole
 
 
 class Metadata:

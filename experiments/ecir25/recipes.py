@@ -40,11 +40,11 @@ class Study:
                 output = self.work / "runs" / run_name(f"{name}@{first}", collection)
                 rerank(output, f"model.path={student}", f"run={file}", "depth=100")
 
-    def copy_first_stages(self) -> None:
-        """The first-stage runs themselves, into the same folder."""
-        for collection, files in runs_of_folder(self.runs, self.qrels).items():
+    def copy_runs(self, name: str, folder: Path) -> None:
+        """Runs that are there, FIRST__COLLECTION.run, into the same folder under that name."""
+        for collection, files in runs_of_folder(folder, self.qrels).items():
             for first, file in files.items():
-                output = self.work / "runs" / run_name(f"{FIRST_STAGE}@{first}", collection)
+                output = self.work / "runs" / run_name(f"{name}@{first}", collection)
                 output.parent.mkdir(parents=True, exist_ok=True)
                 if not output.exists():
                     Run.read(file).truncate(100).write(output)
@@ -58,7 +58,7 @@ class Study:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What every study that trains takes from the command line."""
+    """What every study takes from the command line."""
     parser.add_argument("work", type=Path)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--override", action="append", default=[], help="of every training")

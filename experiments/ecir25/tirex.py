@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from experiments.ecir25.recipes import FIRST_STAGE, Study
+from experiments.ecir25.recipes import FIRST_STAGE, add_options, study_of
 from rankdistillm.evaluate import geometric_mean
 from rankdistillm.judged_runs import runs_of_folder
 
@@ -24,8 +24,7 @@ CORPORA = {"medline/2004": "medline", "medline/2017": "medline"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("work", type=Path)
-    parser.add_argument("runs", type=Path)
+    add_options(parser)
     parser.add_argument("student", type=Path)
     parser.add_argument("--name", default="student")
     parser.add_argument(
@@ -35,12 +34,12 @@ def main() -> None:
         help="which of the published rows to print",
     )
     arguments = parser.parse_args()
-    there = runs_of_folder(arguments.runs)
+    study = study_of(arguments)
+    there = runs_of_folder(study.runs, study.qrels)
     for task in TASKS:
         if task not in there:
             print(f"{task}: no run in {arguments.runs}, left out")
-    study = Study(arguments.work, arguments.runs)
-    study.copy_first_stages()
+    study.copy_runs(FIRST_STAGE, study.runs)
     study.rerank_all(arguments.name, arguments.student)
     report = arguments.work / "tirex.json"
     corpora = ", ".join(f"{long}: {short}" for long, short in CORPORA.items())

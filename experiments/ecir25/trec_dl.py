@@ -12,6 +12,8 @@ from pathlib import Path
 
 from experiments.ecir25.recipes import FIRST_STAGE, Study, add_options, study_of
 
+TEACHER = "teacher"
+
 FACTS = json.loads((Path(__file__).parent / "published.json").read_text())
 PUBLISHED = FACTS["trec_dl"] | FACTS["losses"]
 # name -> (model, stage 1 too?, overrides of stage 2 or None, name in the published table)
@@ -47,7 +49,8 @@ def make(study: Study, name: str, bm25_lists: str | None) -> Path:
 
 def published(name: str, first: str, collection: str) -> float | None:
     """The figure of the paper, None where it has none."""
-    key = "first_stage" if name == FIRST_STAGE else STUDENTS[name][3]
+    others = {FIRST_STAGE: "first_stage", TEACHER: "rankzephyr"}
+    key = others[name] if name in others else STUDENTS[name][3]
     found = PUBLISHED.get(key, {}).get(f"{first} {collection}")
     return found and found["value"]
 
@@ -60,7 +63,8 @@ def print_table(report: Path) -> None:
             name, _, first = run.rpartition("@")
             known = published(name, first, collection)
             ours = figures["means"]["ndcg@10"]
-            print(f"| {name} | {first} | {collection} | {ours:.3f} | {known or ''} |")
+            shown = "" if known is None else f"{known:.3f}"
+            print(f"| {name} | {first} | {collection} | {ours:.3f} | {shown} |")
 
 
 def main() -> None:
@@ -68,9 +72,12 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS))
     parser.add_argument("--bm25-lists", help="RankZephyr over BM25 on the training queries")
+    parser.add_argument("--teacher", type=Path, help="folder of RankZephyr's rankings of RUNS")
     arguments = parser.parse_args()
     study = study_of(arguments)
-    study.copy_first_stages()
+    study.copy_runs(FIRST_STAGE, study.runs)
+    if arguments.teacher:
+        study.copy_runs(TEACHER, arguments.teacher)
     for name in arguments.students:
         if name == "base-both-bm25-lists" and not arguments.bm25_lists:
             print(f"{name}: left out, it needs --bm25-lists")
