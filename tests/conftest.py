@@ -25,7 +25,12 @@ SIZES = {
     "intermediate_size": 32,
     "max_position_embeddings": 320,
 }
-ARCHITECTURES = ("bert", "electra", "roberta", "modernbert", "deberta")
+ROBERTAS = {
+    "roberta": transformers.RobertaConfig,
+    "xlm-roberta": transformers.XLMRobertaConfig,
+    "camembert": transformers.CamembertConfig,
+}
+ARCHITECTURES = ("bert", "electra", *ROBERTAS, "modernbert", "deberta")
 
 
 def words() -> list[str]:
@@ -35,7 +40,7 @@ def words() -> list[str]:
 
 def tokenizer_for(architecture: str) -> transformers.PreTrainedTokenizerFast:
     """Words of the embedded collection; special tokens as the architecture has them."""
-    bos, sep = ("<s>", "</s>") if architecture == "roberta" else ("[CLS]", "[SEP]")
+    bos, sep = ("<s>", "</s>") if architecture in ROBERTAS else ("[CLS]", "[SEP]")
     vocabulary = ["[PAD]", "[UNK]", bos, sep, *"abcdefghijklmnopqrstuvwxyz"]
     vocabulary += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + words()
     ids = {word: i for i, word in enumerate(dict.fromkeys(vocabulary))}
@@ -43,8 +48,8 @@ def tokenizer_for(architecture: str) -> transformers.PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    middle = f"{sep} {sep}" if architecture == "roberta" else sep
-    second = ":0" if architecture in ("roberta", "modernbert") else ":1"
+    middle = f"{sep} {sep}" if architecture in ROBERTAS else sep
+    second = ":0" if architecture in (*ROBERTAS, "modernbert") else ":1"
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A {sep}",
         pair=f"{bos} $A {middle} $B{second} {sep}{second}",
@@ -70,8 +75,8 @@ def config_for(architecture: str, vocab_size: int) -> transformers.PretrainedCon
         return transformers.BertConfig(**sizes)
     if architecture == "electra":
         return transformers.ElectraConfig(**sizes, embedding_size=8)
-    if architecture == "roberta":
-        return transformers.RobertaConfig(**sizes, type_vocab_size=1)
+    if architecture in ROBERTAS:
+        return ROBERTAS[architecture](**sizes, type_vocab_size=1)
     if architecture == "modernbert":
         return transformers.ModernBertConfig(
             **sizes, local_attention=32, global_attn_every_n_layers=2

@@ -48,7 +48,7 @@ def measure(list_size: int, pairs: int, token_budget: int) -> dict[str, float]:
         epochs=2,
         seed=0,
     )
-    before = _peak(device)
+    before = peak(device)
     for step in range(2):
         started = time.perf_counter()
         batch = data.batch(step)
@@ -59,18 +59,19 @@ def measure(list_size: int, pairs: int, token_budget: int) -> dict[str, float]:
             budget=TokenBudget(token_budget),
             scaler=make_scaler(device, is_fp16=False),
         )
-        peak = _peak(device)  # waits for the device
+        highest = peak(device)  # waits for the device
         seconds = time.perf_counter() - started
         model.zero_grad(set_to_none=True)
     return {
         "list_size": list_size,
-        "peak_mib": peak,
+        "peak_mib": highest,
         "before_mib": before,
         "ms_per_pair": 1000 * seconds / len(batch.pairs),
     }
 
 
-def _peak(device: torch.device) -> float:
+def peak(device: torch.device) -> float:
+    """MiB at the highest: of the device's own memory, on a CPU of this process."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() / 2**20
