@@ -33,7 +33,7 @@ def write_texts(file: Path, number: int) -> None:
     draw = np.random.default_rng(0)
     words = np.array(" ".join(read_texts(PACKAGE / "mini/docs.tsv", "doc").values()).split())
     with replacing(file) as beside, open(beside, "w", encoding="utf-8") as lines:
-        for i in tqdm(range(number), "generate"):
+        for i in tqdm(range(number), "generate", disable=None):
             length = max(1, round(draw.lognormal(np.log(WORDS_A_DOC), SPREAD)))
             text = " ".join(words[draw.integers(len(words), size=length)])
             lines.write(f"{i}\t{text}\n")
