@@ -6,13 +6,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from rankdistillm import processes
 from rankdistillm.errors import InputError
-from rankdistillm.files import replacing
+from rankdistillm.files import replacing, to_disk
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,9 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         yield beside
+        for file in beside.rglob("*"):
+            if file.is_file():
+                to_disk(file)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)
@@ -45,6 +49,13 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(folder: Path) -> None:
+    """Undo a `replacing_folder` that was killed between its two renames."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
 
 
 def save_student(model: Any, folder: Path) -> None:
@@ -93,13 +104,14 @@ class TrainingState:
             file = self._file(step)
             try:
                 state = torch.load(file, map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, ValueError) as error:
+            except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
                 problems.append(f"{file}: cannot be read ({' '.join(str(error).split())[:120]})")
                 log.warning("%s; going back to the state before", problems[-1])
                 continue
             self._check_setting(state["setting"])
             for name, part in self.parts.items():
-                part.load_state_dict(state[name])
+                if state[name]:  # a gradient scaler that was off has none
+                    part.load_state_dict(state[name])
             self._set_random(state["random"])
             return state["place"]
         if problems:

@@ -53,6 +53,12 @@ def suffix_of(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
+def to_disk(path: Path) -> None:
+    """Wait until the content is on the disk: else a power failure may leave a name without it."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a path beside ``path`` to write to, and rename it to ``path`` when all went well.
@@ -63,6 +69,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
+        to_disk(beside)
         os.replace(beside, path)
     except OSError as error:
         raise InputError(

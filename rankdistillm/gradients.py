@@ -20,6 +20,7 @@ from torch.amp import GradScaler
 
 from rankdistillm import processes
 from rankdistillm.data import Batch
+from rankdistillm.devices import to_device
 from rankdistillm.errors import InputError
 from rankdistillm.model import CrossEncoder
 from rankdistillm.tokens import padded_tokens, plan_chunks
@@ -101,9 +102,15 @@ def accumulate_gradients(
     total = torch.zeros((), device=model.device)
     for group in batch.micro_batches(token_budget, lists):
         rows = batch.rows_of(group)
-        mask = batch.mask[group].to(model.device)
-        targets = batch.targets[group].to(model.device)
-        loss_of = partial(_share, loss, targets, mask, len(batch))
+        mask, targets = batch.mask[group].numpy(), batch.targets[group].numpy()
+        loss_of = partial(
+            _share,
+            loss,
+            to_device(targets, model.device),
+            to_device(mask, model.device),
+            to_device(np.flatnonzero(mask), model.device),
+            len(batch),
+        )
         if padded_tokens(batch.pairs.lengths[rows]) <= token_budget:
             value = loss_of(model(batch.pairs.select(rows)))
             scaler.scale(value).backward()
@@ -113,10 +120,13 @@ def accumulate_gradients(
     return total
 
 
-def _share(loss: Loss, targets: Tensor, mask: Tensor, num_lists: int, scores: Tensor) -> Tensor:
-    """What these lists add to the mean loss; ``scores`` ``[number of True in mask]``."""
-    spread = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, scores)
-    return loss(spread, targets, mask=mask, reduction="sum") / num_lists
+def _share(
+    loss: Loss, targets: Tensor, mask: Tensor, places: Tensor, num_lists: int, scores: Tensor
+) -> Tensor:
+    """What these lists add to the mean loss; ``scores`` are those of the passages at ``places``."""
+    # By places, since the device would have to say first how many are True in a mask.
+    spread = torch.zeros(mask.numel(), device=mask.device).index_copy(0, places, scores)
+    return loss(spread.view(mask.shape), targets, mask=mask, reduction="sum") / num_lists
 
 
 def _cached_backward(
@@ -129,7 +139,7 @@ def _cached_backward(
 ) -> Tensor:
     chunks = [rows[chunk] for chunk in plan_chunks(batch.pairs.lengths[rows], token_budget)]
     scores = torch.empty(len(rows), device=model.device)
-    places = [torch.from_numpy(np.searchsorted(rows, c)).to(model.device) for c in chunks]
+    places = [to_device(np.searchsorted(rows, chunk), model.device) for chunk in chunks]
     states = []
     with torch.no_grad():
         for chunk, place in zip(chunks, places, strict=True):

@@ -76,8 +76,12 @@ def make_scaler(device: torch.device, is_fp16: bool) -> GradScaler:
     processor need not wait to know.
     """
     if is_fp16 or device.type != "cuda":
-        return GradScaler(device.type, enabled=is_fp16)
-    return GradScaler(device.type, init_scale=1.0, growth_interval=2**31 - 1)
+        scaler = GradScaler(device.type, enabled=is_fp16)
+    else:
+        scaler = GradScaler(device.type, init_scale=1.0, growth_interval=2**31 - 1)
+    # It makes its scale when it is first used, which a process without a list of the step is not.
+    scaler.scale(torch.zeros((), device=device))
+    return scaler
 
 
 class WeightAverage:

@@ -36,17 +36,16 @@ def is_first() -> bool:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Be one of the job's processes inside the ``with`` block."""
+    """Be one of the job's processes, on its device, inside the ``with`` block."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # events and random generators are the current device's
     if count() == 1 or dist.is_initialized():
         yield
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    # Not after an error: the others may be waiting for this process, and nccl would for them.
+    dist.destroy_process_group()
 
 
 def add_up(tensors: Iterable[Tensor]) -> None:

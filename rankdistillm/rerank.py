@@ -1,13 +1,16 @@
 """A student re-ranks: `Reranker` in Python, ``python -m rankdistillm.rerank`` for run files."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 from tqdm import tqdm
 
 from rankdistillm import processes
@@ -17,7 +20,8 @@ from rankdistillm.errors import InputError
 from rankdistillm.model import CrossEncoder
 from rankdistillm.runs import Run
 from rankdistillm.texts import texts_of_run
-from rankdistillm.tokens import plan_chunks
+from rankdistillm.token_cache import TokenisedTexts
+from rankdistillm.tokens import PackedPairs, plan_chunks
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +81,8 @@ class Reranker:
         """Scores of the passages for the query, float32 ``[len(docs)]``; higher is better."""
         keys = [str(i) for i in range(len(docs))]
         return self._score_pairs(
-            {"query": query},
-            dict(zip(keys, docs, strict=True)),
+            self.model.tokenise_queries({"query": query}),
+            self.model.tokenise_docs(dict(zip(keys, docs, strict=True))),
             [("query", key) for key in keys],
             progress=False,
         )
@@ -103,6 +107,20 @@ class Reranker:
         ``queries`` and ``docs`` map the run's ids to texts. Scores are float32.
         """
         run = run.truncate(depth)
+        doc_ids = dict.fromkeys(doc_id for ranked in run.values() for doc_id in ranked.doc_ids)
+        query_tokens = self.model.tokenise_queries({q: queries[q] for q in run})
+        doc_tokens = self.model.tokenise_docs({d: docs[d] for d in doc_ids})
+        return self.rerank_tokenised(run, query_tokens, doc_tokens, progress=progress)
+
+    def rerank_tokenised(
+        self,
+        run: Run,
+        queries: TokenisedTexts,
+        docs: TokenisedTexts,
+        *,
+        progress: bool = True,
+    ) -> Run:
+        """Re-rank the run; `rerank` with texts that the student's tokeniser has seen before."""
         pairs = [(query_id, doc_id) for query_id in run for doc_id in run[query_id].doc_ids]
         scores = iter(self._score_pairs(queries, docs, pairs, progress=progress))
         return Run.from_scores(
@@ -113,15 +131,13 @@ class Reranker:
     @torch.inference_mode()
     def _score_pairs(
         self,
-        queries: Mapping[str, str],
-        docs: Mapping[str, str],
+        queries: TokenisedTexts,
+        docs: TokenisedTexts,
         pairs: Sequence[tuple[str, str]],
         *,
         progress: bool,
     ) -> np.ndarray:
         model, activation = self.model, self.model.network.activation
-        query_tokens = model.tokenise_queries({q: queries[q] for q, _ in pairs})
-        doc_tokens = model.tokenise_docs({d: docs[d] for _, d in pairs})
         scores = np.zeros(len(pairs), dtype=np.float32)
         was_training = model.training
         model.eval()
@@ -133,14 +149,12 @@ class Reranker:
             with bar, model.autocast():
                 for start in range(0, len(pairs), PAIRS_AT_ONCE):
                     window = pairs[start : start + PAIRS_AT_ONCE]
-                    packed = model.template.pack(
-                        [(query_tokens[q], doc_tokens[d]) for q, d in window]
-                    )
+                    packed = model.template.pack([(queries[q], docs[d]) for q, d in window])
                     # Each process takes some of the chunks that one alone would make, so that its
                     # scores are the same to the last bit.
                     chunks = plan_chunks(packed.lengths, model.chunk_tokens)
                     own = chunks[processes.rank() :: processes.count()]
-                    for chosen, scored in model.score_chunks(packed, own):
+                    for chosen, scored in self._score_chunks(packed, own):
                         if activation is not None:
                             scored = activation(scored)
                         scores[start + chosen] = scored.cpu().numpy()
@@ -154,6 +168,27 @@ class Reranker:
                 "precision=fp32 or a lower learning rate"
             )
         return scores
+
+    def _score_chunks(
+        self, pairs: PackedPairs, chunks: Sequence[np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """As the model's; a chunk that does not fit into the device's memory is halved."""
+        waiting = deque(chunks)
+        while waiting:
+            chunk = waiting.popleft()
+            scored = None
+            with suppress(torch.OutOfMemoryError):
+                ((_, scored),) = self.model.score_chunks(pairs, [chunk])
+            if scored is not None:
+                yield chunk, scored
+            elif len(chunk) > 1:
+                torch.cuda.empty_cache()
+                waiting.extendleft((chunk[len(chunk) // 2 :], chunk[: len(chunk) // 2]))
+            else:
+                raise InputError(
+                    f"a pair of {pairs.lengths[chunk[0]]} tokens does not fit into the device's "
+                    "memory; use a smaller model, shorter model.doc_length or another device"
+                )
 
     def _gathered(self, scores: np.ndarray) -> np.ndarray:
         """The scores of all processes' chunks; what another process scored is 0 here."""

@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 # Hashed into the key: raise it when the layout or the way of tokenising changes.
 VERSION = 1
 
-TEXTS_AT_ONCE = 10_000
+# Enough for all cores; what the tokeniser makes of a text takes several times its memory.
+TEXTS_AT_ONCE = 2_000
 
 # Fewer texts are tokenised faster than a cache is searched, and leave nothing behind.
 TEXTS_WORTH_CACHING = 2_000
@@ -54,11 +55,12 @@ class TokenisedTexts:
         retokenise: bool = False,
         description: str,
     ) -> None:
-        row_of = {text: row for row, text in enumerate(dict.fromkeys(texts.values()))}
-        self._rows = {identifier: row_of[text] for identifier, text in texts.items()}
+        row_of: dict[str, int] = {}
+        self._rows = {i: row_of.setdefault(text, len(row_of)) for i, text in texts.items()}
         work = _Work(list(row_of), tokenizer, max_length, retokenise, description)
+        del row_of  # of millions of texts it takes memory
         self._tokens, self._offsets = (
-            _in_memory(work) if len(row_of) < TEXTS_WORTH_CACHING else _cached(work)
+            _in_memory(work) if len(work.texts) < TEXTS_WORTH_CACHING else _cached(work)
         )
 
     def __getitem__(self, identifier: str) -> np.ndarray:

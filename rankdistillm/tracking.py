@@ -84,6 +84,10 @@ def _drop_later_lines(path: Path, step: int) -> None:
         beside.write_text("".join(kept), encoding="utf-8")
 
 
+# Steps in a row. The scale of fp16 starts at 2^16 and is halved each time: it has long been small.
+OVERFLOWS = 50
+
+
 class StepFigures:
     """Reads the figures of each step when the device has them, and passes them on.
 
@@ -98,6 +102,7 @@ class StepFigures:
         self._overflow_is_routine = overflow_is_routine
         self._waiting: deque[tuple[int, Callable[[], list[float]], float, int]] = deque()
         self._read_at = time.perf_counter()
+        self._overflows = 0
         self.stop_asked = False
 
     def note(
@@ -130,6 +135,11 @@ class StepFigures:
     def _pass_on(self) -> None:
         step, read, learning_rate, num_pairs = self._waiting.popleft()
         loss, grad_norm, asked = read()
+        self._overflows = 0 if math.isfinite(grad_norm) else self._overflows + 1
+        if self._overflows > OVERFLOWS:
+            raise InputError(
+                f"step {step}: no finite gradient in {OVERFLOWS} steps; use precision=bf16 or fp32"
+            )
         if not math.isfinite(loss) or not (self._overflow_is_routine or math.isfinite(grad_norm)):
             raise InputError(
                 f"step {step}: loss {loss:g}, gradient norm {grad_norm:g}: training diverged; "

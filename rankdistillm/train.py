@@ -6,7 +6,6 @@ loop between two fences.
 
 import logging
 import math
-import signal
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,12 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from rankdistillm import processes
-from rankdistillm.checkpoint import TrainingState, save_student
+from rankdistillm.checkpoint import TrainingState, restore_folder, save_student
 from rankdistillm.cli import remove_unused_folder, run_command
 from rankdistillm.data import TrainingData, read_training_run
 from rankdistillm.devices import default_token_budget, device_of, keep_freed_memory
 from rankdistillm.errors import InputError, check_count
+from rankdistillm.files import replacing
 from rankdistillm.gradients import TokenBudget, step_gradients
 from rankdistillm.interruption import stop_requests
 from rankdistillm.metrics import parse_metric
@@ -100,7 +100,8 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
     budget = TokenBudget(config.token_budget or default_token_budget(device, *model.size))
     state = TrainingState(
         output / "state",
-        {name: _plain(OmegaConf.select(config, name)) for name in SETTING},
+        {name: _plain(OmegaConf.select(config, name)) for name in SETTING}
+        | {"precision": str(model.autocast_dtype)},
         model=model,
         average=average,
         optimizer=optimizer,
@@ -113,6 +114,10 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
         place |= state.load()
     elif processes.is_first():
         state.remove()
+    if processes.is_first():  # only now: a refused training leaves what another one wrote
+        restore_folder(output / "checkpoint")
+        with replacing(output / "config.yaml") as beside:
+            beside.write_text(OmegaConf.to_yaml(config, resolve=True))
     tracker = Tracker(output, config, step=place["step"])
     log.info(
         "%s on %s (%s): %d lists, %d steps%s",
@@ -168,7 +173,7 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
                     state.save(place)
             if figures.stop_asked and step + 1 < len(data):
                 log.info("stopped at step %d: the same command goes on from there", step + 1)
-                raise SystemExit(128 + (stop.number or signal.SIGTERM))
+                stop.end()
             if place["validations_since_best"] >= patience:
                 log.info("no better in %d validations: stopped at step %d", patience, step + 1)
                 state.save(place)
@@ -205,7 +210,6 @@ def _make_output_folder(config: DictConfig) -> Path:
     if processes.is_first():
         try:
             output.mkdir(parents=True, exist_ok=True)
-            (output / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
             remove_unused_folder(output)
         except OSError as error:
             raise InputError(

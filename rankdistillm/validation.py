@@ -1,7 +1,7 @@
 """A run that is re-ranked and measured during training: the validation and the test queries."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,22 @@ from rankdistillm.qrels import Qrels, check_overlap, read_qrels
 from rankdistillm.rerank import Reranker
 from rankdistillm.runs import Run
 from rankdistillm.texts import texts_of_run
+from rankdistillm.token_cache import TokenisedTexts
 
 
-@dataclass(frozen=True)
+@dataclass
 class JudgedRun:
-    """A first-stage run with its judgements and texts, and maybe the teacher's run of it."""
+    """A first-stage run with its judgements and texts, and maybe the teacher's run of it.
+
+    It is re-ranked by one student, at several times: its texts are tokenised once.
+    """
 
     run: Run
     teacher: Run | None
     qrels: Qrels
     queries: Mapping[str, str]
     docs: Mapping[str, str]
+    _tokens: tuple[TokenisedTexts, TokenisedTexts] | None = field(default=None, init=False)
 
     @classmethod
     def read(cls, name: str, config: Mapping[str, Any]) -> "JudgedRun | None":
@@ -50,7 +55,9 @@ class JudgedRun:
 
     def rerank(self, model: CrossEncoder) -> Run:
         """The student's ranking of the run."""
-        return Reranker(model).rerank(self.run, self.queries, self.docs, progress=False)
+        if self._tokens is None:
+            self._tokens = model.tokenise_queries(self.queries), model.tokenise_docs(self.docs)
+        return Reranker(model).rerank_tokenised(self.run, *self._tokens, progress=False)
 
     def evaluate(self, run: Run, metrics: Sequence[str]) -> Figures:
         """The metrics of some ranking of these queries."""
@@ -69,6 +76,9 @@ def print_gain(judged: JudgedRun, student: CrossEncoder, metric: str, output: Pa
     runs = {judged.name: judged.run}
     if judged.teacher is not None:
         runs["teacher"] = judged.teacher
-    runs |= {"student before": Run.read(output / "before.run"), "student after": after}
+    before = Run.read(output / "before.run")
+    if before.keys() == judged.run.keys():  # the training may have begun without these queries
+        runs["student before"] = before
+    runs["student after"] = after
     figures = {name: judged.evaluate(run, [metric]) for name, run in runs.items()}
     print(format_table(figures, [metric]))

@@ -83,8 +83,9 @@ def test_the_scaler_multiplies_the_gradients(budget, batch, tiny_bert):
 
 
 def test_a_list_with_nothing_to_learn_still_counts_in_the_mean(tiny_bert):
-    qrels = {"q0": {"d0_1": 1}}
-    data = make(sizes=(4, 4), qrels=qrels, per_step=2, epochs=1, targets="relevance")
+    qrels = {"q0": {"d0_1": 1}, "q1": {"d1_5": 1}}  # the latter is below the top 4
+    options = {"sampling": "top", "targets": "relevance"}
+    data = make(sizes=(4, 6), qrels=qrels, per_step=2, epochs=1, **options)
     batch = data.batch(0)
     model = load(tiny_bert)
     value, _, _ = gradients(model, info_nce_loss, batch, 10**6)

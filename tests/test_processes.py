@@ -1,6 +1,11 @@
 """Jobs of two processes (gloo), as ``torchrun`` starts them."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -44,6 +49,38 @@ def test_two_processes_train_as_one(process, tiny_bert, tmp_path):
     assert more.returncode == 0, more.stderr
     assert "from step 20" in more.stdout
     assert len(losses(output)) == 22
+
+
+@pytest.mark.slow
+def test_a_process_without_a_list_in_the_step(process, tiny_bert, tmp_path):
+    options = [*TRAIN, "queries_per_step=1", "precision=fp16", f"model.path={tiny_bert}"]
+    for prefix, output in ((("-W", "ignore", "-m"), "one"), (TORCHRUN, "two")):
+        result = process(*prefix, *options, f"output={output}", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_step_of_all_and_saves_the_state(tiny_bert, tmp_path):
+    options = [*TRAIN, f"model.path={tiny_bert}", "max_steps=100000", "output=out"]
+    with subprocess.Popen(
+        [sys.executable, *TORCHRUN, *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as job:
+        file = tmp_path / "out/metrics.jsonl"
+        while job.poll() is None and (not file.exists() or not file.read_text()):
+            time.sleep(0.05)
+        # As Slurm does: to torchrun, which passes it on, and to its processes.
+        os.killpg(job.pid, signal.SIGTERM)
+        out, _ = job.communicate(timeout=60)
+    (state,) = (tmp_path / "out/state").iterdir()
+    assert f"stopped at step {state.stem}: the same command goes on from there" in out
+    assert job.returncode != 0
 
 
 @pytest.mark.slow

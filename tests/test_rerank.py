@@ -67,6 +67,26 @@ def test_rerank_orders_each_list_by_its_own_scores(reranker):
     )
 
 
+def test_what_does_not_fit_into_the_memory_is_halved(reranker, monkeypatch):
+    run = Run.from_scores({q: {d: -i for i, d in enumerate("abc")} for q in QUERIES})
+    expected = reranker.rerank(run, QUERIES, DOCS, progress=False)
+    score, room = CrossEncoder.score_chunks, 2
+
+    def cramped(self, pairs, chunks):
+        if max(map(len, chunks)) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return score(self, pairs, chunks)
+
+    monkeypatch.setattr(CrossEncoder, "score_chunks", cramped)
+    found = reranker.rerank(run, QUERIES, DOCS, progress=False)
+    for query_id in run:
+        assert found[query_id].doc_ids == expected[query_id].doc_ids
+        assert found[query_id].scores == pytest.approx(expected[query_id].scores, abs=1e-6)
+    room = 0
+    with pytest.raises(InputError, match="does not fit into the device's memory"):
+        reranker.rerank(run, QUERIES, DOCS, progress=False)
+
+
 def test_training_mode_is_left_as_it_was(reranker):
     reranker.model.train()
     reranker.score("q", ["d"])

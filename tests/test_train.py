@@ -8,7 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from rankdistillm import data as data_module
+from rankdistillm import tracking
+from rankdistillm import train as train_module
 from rankdistillm.cli import PACKAGE
+from rankdistillm.model import CrossEncoder
 from rankdistillm.runs import Run
 
 # The losses of the first five steps, seed 1, float32. A change that is not meant to change numbers
@@ -128,6 +131,8 @@ def test_a_damaged_state_falls_back_to_the_one_before(train, tmp_path):
     result = train("checkpoint.every=2")
     assert "5.pt: cannot be read" in result.out
     assert "from step 4" in result.out
+    newest.write_bytes(bytes(5000))  # as a power failure may leave it
+    assert "from step 4" in train("checkpoint.every=2").out
     for file in newest.parent.iterdir():
         file.write_bytes(b"")
     assert "cannot be read" in train("checkpoint.every=2").err
@@ -135,11 +140,52 @@ def test_a_damaged_state_falls_back_to_the_one_before(train, tmp_path):
 
 def test_another_training_in_the_same_folder_is_refused(train, tmp_path):
     assert train().status == 0
+    before = (tmp_path / "out/config.yaml").read_text()
     result = train("optim.learning_rate=2e-3")
     assert result.status != 0
     assert "holds a training with optim=" in result.err
+    assert "holds a training with precision=torch.float32" in train("precision=bf16").err
+    assert (tmp_path / "out/config.yaml").read_text() == before
     assert train("max_steps=6").status == 0  # the same training, longer
     assert train("optim.learning_rate=2e-3", "resume=never").status == 0
+
+
+def test_a_student_that_a_kill_left_between_two_names_is_put_back(train, tmp_path):
+    assert train().status == 0
+    (tmp_path / "out/checkpoint").rename(tmp_path / "out/.checkpoint.old")
+    assert train().status == 0
+    assert (tmp_path / "out/checkpoint/config.json").exists()
+
+
+def test_test_queries_may_be_added_when_a_training_goes_on(train):
+    assert train().status == 0
+    mini = PACKAGE / "mini/test"
+    added = [f"data.test.run={mini}/bm25.run", f"data.test.qrels={mini}/qrels.txt",
+             f"data.test.queries={mini}/queries.tsv", "data.test.depth=3"]  # fmt: skip
+    result = train(*added, "max_steps=6")
+    assert result.status == 0, result.err
+    assert "student after" in result.out
+    assert "student before" not in result.out
+
+
+def test_validation_texts_are_tokenised_once(train, monkeypatch):
+    tokenised = []
+    tokenise = CrossEncoder.tokenise_docs
+    monkeypatch.setattr(
+        CrossEncoder,
+        "tokenise_docs",
+        lambda self, texts: tokenised.append(len(texts)) or tokenise(self, texts),
+    )
+    assert train("validation.every=2").status == 0
+    assert len(tokenised) == 2  # the training's and the validation's
+
+
+def test_gradients_that_never_are_finite_end_an_fp16_training(train, monkeypatch):
+    monkeypatch.setattr(tracking, "OVERFLOWS", 2)
+    clip = train_module.clip_grad_norm_
+    monkeypatch.setattr(train_module, "clip_grad_norm_", lambda *given: clip(*given) * float("inf"))
+    result = train("precision=fp16")
+    assert "step 3: no finite gradient in 2 steps" in result.err
 
 
 def test_resume_never_starts_anew(train, tmp_path):

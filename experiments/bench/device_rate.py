@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import linear
 from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel
 
@@ -59,7 +60,12 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, hidden: int, feed_forw
     for tokens in (2048, 16384) if device.type == "cuda" else (2048,):
         rows = torch.randn(tokens, hidden, device=device, dtype=dtype)
         weight = torch.randn(feed_forward, hidden, device=device, dtype=dtype)
-        seconds = median(_seconds(device, lambda: linear(rows, weight)) for _ in range(20))  # noqa: B023
+
+        def products(rows: Tensor = rows, weight: Tensor = weight) -> None:
+            for _ in range(10):  # many, so that to wait for the device does not count
+                linear(rows, weight)
+
+        seconds = median(_seconds(device, products) for _ in range(10)) / 10
         best = max(best, 2 * tokens * hidden * feed_forward / seconds)
     return best
 
@@ -133,8 +139,9 @@ def main() -> None:
     @torch.inference_mode()
     def rerank(step: int) -> None:
         pairs = batches[step].pairs
-        for _ in model.score_chunks(pairs, plan_chunks(pairs.lengths, model.chunk_tokens)):
-            pass
+        with model.autocast():  # as `Reranker` does
+            for _ in model.score_chunks(pairs, plan_chunks(pairs.lengths, model.chunk_tokens)):
+                pass
 
     _, _, layers, hidden, _, feed_forward = SHAPES[arguments.model]
     rate = matrix_rate(device, model.autocast_dtype, hidden, feed_forward)

@@ -9,9 +9,9 @@ from lightning_ir import CrossEncoderModule
 from lightning_ir.data import RankBatch, TrainBatch
 from lightning_ir.loss import RankNet
 from lightning_ir.models import MonoConfig
-from lists import Batch, measure, read_batches
+from lists import Batch, measure, read_batches, set_dropout
 
-folder, what, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+folder, what, steps, dropout = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.manual_seed(0)
 module = CrossEncoderModule(
@@ -20,6 +20,7 @@ module = CrossEncoderModule(
     loss_functions=[RankNet()],
 ).to(device)
 module.log = lambda *_, **__: None  # it wants a trainer
+set_dropout(module, dropout)
 optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5)
 
 

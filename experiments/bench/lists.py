@@ -34,6 +34,15 @@ def read_batches(folder: Path, steps: int) -> list[Batch]:
     return [lists[i : i + QUERIES_PER_STEP] for i in range(0, needed, QUERIES_PER_STEP)]
 
 
+def set_dropout(model: Any, rate: float) -> None:
+    """In all modules of a peer's model; transformers 4 keeps that of its attention as a number."""
+    for module in model.modules():
+        if type(module).__name__ == "Dropout":
+            module.p = rate
+        if hasattr(module, "dropout_prob"):
+            module.dropout_prob = rate
+
+
 def measure(
     batches: list[Batch], step: Callable[[Batch], Any], synchronise: Callable[[], Any]
 ) -> None:

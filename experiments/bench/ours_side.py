@@ -1,4 +1,4 @@
-"""Our side of the comparison: ``python ours_side.py DATA train|rerank STEPS [DROPOUT]``."""
+"""Our side of the comparison: ``python ours_side.py DATA train|rerank STEPS DROPOUT``."""
 
 import sys
 from pathlib import Path
@@ -17,8 +17,7 @@ from rankdistillm.optim import make_optimizer, make_scaler
 from rankdistillm.rerank import Reranker
 from rankdistillm.runs import RankedList, Run
 
-folder, what, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-dropout = float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
+folder, what, steps, dropout = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 batches = read_batches(folder, steps)
 device = device_of("auto")
 keep_freed_memory(device)

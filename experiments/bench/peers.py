@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 OURS = "rankdistillm"
 
 
-def run_side(python: str, script: str, data: Path, what: str, steps: int, *more: str) -> float:
+def run_side(python: str, script: str, data: Path, what: str, steps: int, dropout: float) -> float:
     """Pairs per second of one run of one side."""
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
@@ -31,7 +31,7 @@ def run_side(python: str, script: str, data: Path, what: str, steps: int, *more:
     }
     if python != sys.executable:
         environment.pop("PYTHONPATH", None)
-    command = [python, str(HERE / script), str(data), what, str(steps), *more]
+    command = [python, str(HERE / script), str(data), what, str(steps), str(dropout)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{script} failed:\n{done.stderr[-2000:]}")
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument(
         "--what", nargs="+", choices=("train", "rerank"), default=["train", "rerank"]
     )
+    parser.add_argument("--dropout", type=float, default=0.0, help="of every side's model")
     arguments = parser.parse_args()
     peers = dict(peer.split("=", 1) for peer in arguments.peer)
     sides: dict[str, tuple[str, ...]] = {OURS: (sys.executable, "ours_side.py")}
@@ -71,7 +72,9 @@ def main() -> None:
         rates: dict[str, list[float]] = {name: [] for name in sides}
         for _ in tqdm(range(arguments.rounds), desc=what, disable=None):
             for name, (python, script) in sides.items():
-                rate = run_side(python, script, arguments.data, what, arguments.steps)
+                rate = run_side(
+                    python, script, arguments.data, what, arguments.steps, arguments.dropout
+                )
                 rates[name].append(rate)
         (arguments.work / f"peers-{what}.json").write_text(json.dumps(rates, indent=2) + "\n")
         print(table(what, rates), flush=True)

@@ -7,6 +7,7 @@ The overrides go to ``python -m rankdistillm.train +stage=distill``.
 
 import argparse
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -29,9 +30,9 @@ def command(output: Path, overrides: Sequence[str]) -> list[str]:
 def kill_often(output: Path, kills: int, seed: int, overrides: Sequence[str]) -> list[str]:
     """Start the training again and again, SIGKILL it, at last let it end.
 
-    Each start is killed at a random moment from its first new line of metrics.jsonl on, within the
-    time of about three steps; every other one as soon as a checkpoint is being written. Returns
-    where each kill met it: the names of what was half-written.
+    Every other start is killed as soon as a checkpoint is being written after a new one, every
+    tenth while it is still starting, the rest at a random moment within 0.2 s of a new checkpoint.
+    Returns where each kill met it: the names of what was half-written.
     """
     draw = random.Random(seed)
     met = []
@@ -40,14 +41,19 @@ def kill_often(output: Path, kills: int, seed: int, overrides: Sequence[str]) ->
         with subprocess.Popen(
             command(output, overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
-            while process.poll() is None and _newest_step(output) <= before:
+            starting = kill % 10 == 9
+            while not starting and process.poll() is None and _newest_step(output) <= before:
                 time.sleep(0.001)
-            if kill % 2:
+            if starting:
+                time.sleep(draw.uniform(0.5, 5))
+            elif kill % 2:
                 time.sleep(draw.uniform(0, 0.2))
             else:
                 while process.poll() is None and not _half_written(output):
                     time.sleep(0.0005)
             process.kill()
+        if process.returncode != -signal.SIGKILL:
+            raise SystemExit(f"it ended by itself before kill {kill + 1}; raise max_steps")
         met.append(" ".join(_half_written(output)) or "between two writes")
     subprocess.run(command(output, overrides), check=True, stdout=subprocess.DEVNULL)
     return met
