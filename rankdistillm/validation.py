@@ -76,8 +76,9 @@ def print_gain(judged: JudgedRun, student: CrossEncoder, metric: str, output: Pa
     runs = {judged.name: judged.run}
     if judged.teacher is not None:
         runs["teacher"] = judged.teacher
-    before = Run.read(output / "before.run")
-    if before.keys() == judged.run.keys():  # the training may have begun without these queries
+    file = output / "before.run"
+    # The training may have begun without these queries.
+    if file.exists() and (before := Run.read(file)).keys() == judged.run.keys():
         runs["student before"] = before
     runs["student after"] = after
     figures = {name: judged.evaluate(run, [metric]) for name, run in runs.items()}

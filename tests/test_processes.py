@@ -53,7 +53,13 @@ def test_two_processes_train_as_one(process, tiny_bert, tmp_path):
 
 @pytest.mark.slow
 def test_a_process_without_a_list_in_the_step(process, tiny_bert, tmp_path):
-    options = [*TRAIN, "queries_per_step=1", "precision=fp16", f"model.path={tiny_bert}"]
+    options = [
+        *TRAIN,
+        "queries_per_step=1",
+        "max_steps=4",
+        "precision=fp16",
+        f"model.path={tiny_bert}",
+    ]
     for prefix, output in ((("-W", "ignore", "-m"), "one"), (TORCHRUN, "two")):
         result = process(*prefix, *options, f"output={output}", cwd=tmp_path)
         assert result.returncode == 0, result.stderr

@@ -51,7 +51,7 @@ def test_a_signal_ends_the_step_and_saves_the_state(number, overrides, tmp_path)
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_weights(overrides, tmp_path):
-    overrides = [*overrides, "model.dropout=0.1", "optim.ema=0.9", "max_steps=400"]
+    overrides = [*overrides, "model.dropout=0.1", "optim.ema=0.9", "max_steps=150"]
     subprocess.run(command(tmp_path / "whole", overrides), check=True)
     met = kill_often(tmp_path / "cut", 20, seed=1, overrides=overrides)
     assert len(met) == 20
