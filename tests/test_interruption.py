@@ -35,11 +35,13 @@ def test_sigterm_is_noted_as_often_as_it_comes():
 
 
 def test_a_second_ctrl_c_interrupts():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
     with stop_requests() as stop:
         send(signal.SIGINT)
         assert stop.asked
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_sigusr2_reaches_its_listener_when_all_is_saved(heard):
