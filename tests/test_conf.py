@@ -1,4 +1,4 @@
-"""Every combination of config groups composes, and every file opens with its launch command."""
+"""Config groups compose with each other, and every file opens with its launch command."""
 
 from itertools import cycle, product
 from pathlib import Path
@@ -23,7 +23,7 @@ def configs():
 
 
 @pytest.mark.parametrize(("stage", "data"), list(product(names("stage"), names("data"))))
-def test_every_combination_composes(stage, data):
+def test_groups_compose_with_each_other(stage, data):
     losses, models = names("loss"), names("model")
     alone = {loss: compose("train", [f"loss={loss}"]).loss for loss in losses}
     # No model knows of a loss: each loss with one of the models, and each model, will do.
