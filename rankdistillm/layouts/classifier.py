@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from rankdistillm.layouts.contents import Checkpoint, check_loaded, longest_pair, set_dropout
+from rankdistillm.layouts.contents import Checkpoint, load_model, longest_pair, set_dropout
 from rankdistillm.networks import ClassifierNetwork
 from rankdistillm.pretrained import find_file, write_files
 
@@ -20,14 +19,7 @@ def load(
     if config.num_labels != 1:
         raise ValueError(f"a classifier with {config.num_labels} labels; a re-ranker has one")
     set_dropout(config, dropout)
-    classifier, report = AutoModelForSequenceClassification.from_pretrained(
-        source,
-        config=config,
-        dtype=torch.float32,
-        attn_implementation=attention,
-        output_loading_info=True,
-    )
-    check_loaded(report)
+    classifier = load_model(AutoModelForSequenceClassification, source, config, attention)
     tokenizer = AutoTokenizer.from_pretrained(source)
     ours = raw.get("rankdistillm") or {}
     return Checkpoint(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rankdistillm.networks import ClassifierNetwork, MonoNetwork
@@ -36,12 +37,23 @@ def longest_pair(tokenizer: Any, config: Any) -> int | None:
     return min(limits, default=None)
 
 
-def check_loaded(report: dict[str, Any]) -> None:
-    """Raises ValueError for weights that transformers did not find and drew at random."""
-    # No student has a pooler; a classifier's is found, or the checkpoint is none.
+def load_model(kind: Any, source: str, config: Any, attention: str | None) -> Any:
+    """``kind.from_pretrained`` in float32.
+
+    Raises ValueError for weights that are missing: transformers draws them at random.
+    """
+    model, report = kind.from_pretrained(
+        source,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        output_loading_info=True,
+    )
+    # No student has a pooler; the poolers of classifiers have names of their own.
     missing = [name for name in sorted(report["missing_keys"]) if not name.startswith("pooler.")]
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
+    return model
 
 
 def set_dropout(config: Any, rate: float | None) -> None:

@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from rankdistillm.layouts.contents import (
     HEAD,
     Checkpoint,
-    check_loaded,
+    load_model,
     longest_pair,
     mono_network,
     mono_tensors,
@@ -26,14 +25,7 @@ def load(
 ) -> Checkpoint:
     config = AutoConfig.from_pretrained(source)
     set_dropout(config, dropout)
-    backbone, report = AutoModel.from_pretrained(
-        source,
-        config=config,
-        dtype=torch.float32,
-        attn_implementation=attention,
-        output_loading_info=True,
-    )
-    check_loaded(report)
+    backbone = load_model(AutoModel, source, config, attention)
     tokenizer = AutoTokenizer.from_pretrained(source)
     ours = raw.get("rankdistillm") or {}
     # Our own heads alone: the encoder has been read.
