@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rankdistillm.devices import autocast_dtype_of, to_device
+from rankdistillm.dropout import use_fast_dropout
+from rankdistillm.errors import InputError
 from rankdistillm.layouts import Checkpoint, load_checkpoint, write_checkpoint
 from rankdistillm.packed_attention import Segments
 from rankdistillm.token_cache import TokenisedTexts
@@ -32,6 +34,7 @@ class CrossEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.network = checkpoint.network
+        use_fast_dropout(self.network)
         self.layout = checkpoint.layout
         self.has_head = checkpoint.has_head
         self.tokenizer = checkpoint.tokenizer
@@ -62,6 +65,8 @@ class CrossEncoder(nn.Module):
 
         Raises `InputError` where there is no readable model.
         """
+        if dropout is not None and not 0 <= dropout < 1:
+            raise InputError(f"model.dropout={dropout} is not a share in [0, 1)")
         device = torch.device(device)
         dtype = autocast_dtype_of(precision, device)
         # For encoders that take no packed pairs. On CPUs the fused attention's backward takes six

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankdistillm.bert_layers import use_packed_layers
 from rankdistillm.errors import InputError
-from rankdistillm.first_token import restrict_last_layer
 from rankdistillm.packed_attention import Segments, first_position, use_packed_attention
 
 POOLINGS = ("first", "mean", "max", "sum")
@@ -30,7 +30,8 @@ class MonoNetwork(nn.Module):
             raise InputError(f"pooling {pooling!r} is not one of {', '.join(POOLINGS)}")
         backbone.pooler = None  # its output is not used
         self.packed = use_packed_attention(backbone)
-        self.first_only = self.packed and pooling == "first" and restrict_last_layer(backbone)
+        is_first = pooling == "first"
+        self.first_only = use_packed_layers(backbone, first_only=is_first) and is_first
         self.backbone: Any = backbone
         self.pooling = pooling
         self.linear = nn.Linear(backbone.config.hidden_size, outputs, bias=bias)
@@ -63,9 +64,9 @@ class MonoNetwork(nn.Module):
         if self.first_only:
             return states[:, 0]
         if self.packed and self.pooling == "first":
-            return states[0].index_select(0, segments.starts)
+            return states.squeeze(0).index_select(0, segments.starts)
         if self.packed:
-            states = segments.pad(states[0])
+            states = segments.pad(states.squeeze(0))
         if self.pooling == "first":
             return states[:, 0]
         real = segments.mask.unsqueeze(-1)
@@ -86,7 +87,7 @@ class ClassifierNetwork(nn.Module):
         self.activation = activation
         # The heads of BERT, ELECTRA and RoBERTa look at the first token alone; others want to see
         # the rectangle.
-        self.packed = restrict_last_layer(classifier.base_model)
+        self.packed = use_packed_layers(classifier.base_model, first_only=True)
         if self.packed:
             use_packed_attention(classifier)
         self.classifier: Any = classifier

@@ -18,11 +18,16 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from rankdistillm.devices import to_device
+from rankdistillm.dropout import scaled_mask
 
 NAME = "rankdistillm_packed"
 
 # Their embeddings and layers treat each token alone, so that only attention need know of pairs.
 MODEL_TYPES = ("bert", "electra", "roberta", "xlm-roberta", "camembert", "modernbert")
+
+# On a CPU a rectangle holds at most so many products of queries and keys for each head, if it is
+# not one pair's: with a dozen heads they stay in its last cache from one operation to the next.
+RECTANGLE = 160_000
 
 
 @dataclass(frozen=True)
@@ -32,14 +37,27 @@ class Segments:
     lengths: np.ndarray
     device: torch.device
 
-    @classmethod
-    def of_one_token(cls, segments: "Segments") -> "Segments":
-        """A row with one token for each of these pairs."""
-        return cls(np.ones_like(segments.lengths), segments.device)
+    @property
+    def num_tokens(self) -> int:
+        return int(self.lengths.sum())
 
     @property
     def longest(self) -> int:
         return int(self.lengths.max())
+
+    @cached_property
+    def rectangles(self) -> list["Segments"]:
+        """The pairs once more, neighbours together, in as many parts as `RECTANGLE` asks for."""
+        if self.device.type != "cpu":
+            return [self]
+        parts = []
+        rest = self.lengths
+        while len(rest):
+            products = np.arange(1, len(rest) + 1) * np.maximum.accumulate(rest) ** 2
+            pairs = max(1, int(np.searchsorted(products, RECTANGLE, side="right")))
+            parts.append(Segments(rest[:pairs], self.device))
+            rest = rest[pairs:]
+        return parts
 
     @cached_property
     def starts(self) -> Tensor:
@@ -120,26 +138,24 @@ def packed_attention(
 
     ``segments`` comes from the keyword of that name given to the model.
     """
-    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     # transformers' window counts the token itself.
     window = None if sliding_window is None else sliding_window - 1
-    return attend(q, k, v, segments, segments, scaling, dropout, window).unsqueeze(0), None
+    return attend(q, k, v, segments, scaling, dropout, window).unsqueeze(0), None
 
 
 def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    queries: Segments,
-    keys: Segments,
+    segments: Segments,
     scaling: float,
     dropout: float = 0.0,
     window: int | None = None,
 ) -> Tensor:
     """softmax(q·k · scaling) v inside each pair; ``[tokens, heads, head size]`` in and out.
 
-    ``queries`` and ``keys`` say how the rows of query, and of key and value, are cut into the same
-    pairs. ``window``: a token sees those at most so many places before and behind it.
+    ``window``: a token sees those at most so many places before and behind it.
     """
     # Rotary positions make float32 of queries and keys under autocast.
     query, key = query.to(value.dtype), key.to(value.dtype)
@@ -153,14 +169,21 @@ def attend(
             query.contiguous(),
             key.contiguous(),
             value.contiguous(),
-            queries.bounds,
-            keys.bounds,
-            queries.longest,
-            keys.longest,
+            segments.bounds,
+            segments.bounds,
+            segments.longest,
+            segments.longest,
             **options,
         )
         return context
-    return _InRectangles.apply(query, key, value, queries, keys, scaling, dropout, window)
+    parts = segments.rectangles
+    rows = (states.split([part.num_tokens for part in parts]) for states in (query, key, value))
+    return torch.cat(
+        [
+            _InRectangle.apply(q, k, v, part, scaling, dropout, window)
+            for q, k, v, part in zip(*rows, parts, strict=True)
+        ]
+    )
 
 
 @cache
@@ -182,7 +205,7 @@ def _has_flash(value: Tensor) -> bool:
     )
 
 
-class _InRectangles(torch.autograd.Function):
+class _InRectangle(torch.autograd.Function):
     """`attend` by plain matrix products in a padded rectangle, softmax in float32.
 
     On a CPU that is several times as fast as torch's fused attention at the lengths of passages
@@ -195,32 +218,29 @@ class _InRectangles(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        queries: Segments,
-        keys: Segments,
+        segments: Segments,
         scaling: float,
         dropout: float,
         window: int | None,
     ) -> Tensor:
-        q, k, v = _heads(query, queries), _heads(key, keys), _heads(value, keys)
+        q, k, v = (_heads(states, segments) for states in (query, key, value))
         products = q @ k.mT
         # One pass scales, masks and widens to float32; then nothing of this size is made anew.
-        logits = torch.add(_bias(queries, keys, window), products, alpha=scaling)
+        logits = torch.add(_bias(segments, window), products, alpha=scaling)
         weights = products.copy_(torch.softmax(logits, -1, out=logits))
-        kept = None
-        if dropout:
-            kept = torch.empty_like(weights).bernoulli_(1 - dropout).div_(1 - dropout)
+        kept = scaled_mask(weights, dropout) if dropout else None
         context = (weights if kept is None else weights * kept) @ v
         ctx.save_for_backward(q, k, v, weights, kept, context)
-        ctx.queries, ctx.keys, ctx.scaling = queries, keys, scaling
-        return _rows(context, queries)
+        ctx.segments, ctx.scaling = segments, scaling
+        return _rows(context, segments)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights, kept, context = ctx.saved_tensors
-        queries, keys = ctx.queries, ctx.keys
+        segments = ctx.segments
         # A padded query repeats a real one; its gradient is not to be counted.
-        g = _heads(gradients[0].to(v.dtype), queries)
-        g = g.masked_fill_(~queries.mask[:, None, :, None], 0)
+        g = _heads(gradients[0].to(v.dtype), segments)
+        g = g.masked_fill_(~segments.mask[:, None, :, None], 0)
         of_value = (weights if kept is None else weights * kept).mT @ g
         of_weights = g @ v.mT
         if kept is not None:
@@ -231,10 +251,10 @@ class _InRectangles(torch.autograd.Function):
         of_logits = of_logits.mul_(weights).to(v.dtype)
         of_query, of_key = of_logits @ k, of_logits.mT @ q
         return (
-            _rows(of_query.mul_(ctx.scaling), queries),
-            _rows(of_key.mul_(ctx.scaling), keys),
-            _rows(of_value, keys),
-            *[None] * 5,
+            _rows(of_query.mul_(ctx.scaling), segments),
+            _rows(of_key.mul_(ctx.scaling), segments),
+            _rows(of_value, segments),
+            *[None] * 4,
         )
 
 
@@ -250,15 +270,14 @@ def _rows(rectangle: Tensor, segments: Segments) -> Tensor:
     )
 
 
-def _bias(queries: Segments, keys: Segments, window: int | None) -> Tensor:
-    """float32 ``[pairs, 1, 1 or longest query, longest key]``: 0 where a key is seen, else -inf."""
-    seen = keys.mask[:, None, None, :]
+def _bias(segments: Segments, window: int | None) -> Tensor:
+    """float32 ``[pairs, 1, 1 or longest, longest]``: 0 where a key is seen, else -inf."""
+    seen = segments.mask[:, None, None, :]
     if window is not None:
-        # Queries and keys are the same tokens here.
-        places = torch.arange(keys.longest, device=keys.device)
+        places = torch.arange(segments.longest, device=segments.device)
         # A padded query must see something, or its softmax is NaN.
         near = (places[:, None] - places).abs() <= window
-        seen = (seen & near) | ~queries.mask[:, None, :, None]
+        seen = (seen & near) | ~segments.mask[:, None, :, None]
     return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 # Sorted by length and cut into chunks of about this many tokens, pairs need little padding where
 # they need any, and still fill a CPU's matrix units.
-CHUNK_TOKENS = 2048
+CHUNK_TOKENS = 4096
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,26 @@ def test_scores_equal_the_padded_model(architecture, chunk_tokens, tiny_models, 
 
 
 @pytest.mark.parametrize("architecture", ["bert", "electra", "roberta"])
+def test_dropout_is_where_transformers_has_it(architecture, tiny_models, monkeypatch):
+    """Each dropout is replaced by a product with 1/2, so that the two can be compared."""
+    path = tiny_models(architecture)
+    model = load(path, dropout=0.1).train()
+    without = load(path)(pack(model, PAIRS))
+    for name in ("rankdistillm.dropout", "rankdistillm.packed_attention"):
+        monkeypatch.setattr(f"{name}.scaled_mask", lambda like, _: torch.full_like(like, 0.5))
+    found = model(pack(model, PAIRS))
+    whole = AutoModel.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    inputs = model.tokenizer(
+        [q for q, _ in PAIRS], [d for _, d in PAIRS], padding=True, return_tensors="pt"
+    )
+    monkeypatch.setattr("torch.nn.functional.dropout", lambda states, *_, **__: states * 0.5)
+    states = whole.train()(**inputs).last_hidden_state
+    expected = (states[:, 0] @ model.network.linear.weight.T).squeeze(-1)
+    assert (found - without).abs().max() > 1e-3
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "electra", "roberta"])
 def test_the_restricted_last_layer_has_the_gradients_of_the_whole(architecture, tiny_models):
     path = tiny_models(architecture)
     model = load(path)
@@ -158,3 +178,9 @@ def test_the_packaged_weights_are_checked(monkeypatch):
 
 def test_other_names_are_left_to_the_hub():
     assert locate("google/electra-base-discriminator") == "google/electra-base-discriminator"
+
+
+@pytest.mark.parametrize("rate", [1.0, -0.1])
+def test_a_dropout_that_is_no_share_is_refused(rate, tiny_bert):
+    with pytest.raises(InputError, match=r"model\.dropout=.* is not a share in \[0, 1\)"):
+        load(tiny_bert, dropout=rate)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from rankdistillm import packed_attention as module
 from rankdistillm.packed_attention import Segments, attend
 
 CPU = torch.device("cpu")
@@ -9,11 +10,11 @@ LENGTHS = np.array([9, 9, 4, 1])
 SEGMENTS = Segments(LENGTHS, CPU)
 
 
-def reference(query, key, value, query_lengths, scaling, window=None):
+def reference(query, key, value, scaling, window=None):
     """Each pair alone, by autograd."""
     contexts = []
     pieces = zip(
-        query.split(query_lengths.tolist()),
+        query.split(LENGTHS.tolist()),
         key.split(LENGTHS.tolist()),
         value.split(LENGTHS.tolist()),
         strict=True,
@@ -37,9 +38,9 @@ def test_values_and_gradients_are_those_of_each_pair_alone(window):
     torch.manual_seed(1)
     inputs = [rows(LENGTHS.sum()) for _ in range(3)]
     upstream = torch.randn(LENGTHS.sum(), 2, 4, dtype=torch.float64)
-    expected = reference(*inputs, LENGTHS, 0.3, window)
+    expected = reference(*inputs, 0.3, window)
     expected_gradients = torch.autograd.grad(expected, inputs, upstream)
-    found = attend(*inputs, SEGMENTS, SEGMENTS, 0.3, 0.0, window)
+    found = attend(*inputs, SEGMENTS, 0.3, 0.0, window)
     torch.testing.assert_close(found, expected)
     for gradient, wanted in zip(
         torch.autograd.grad(found, inputs, upstream), expected_gradients, strict=True
@@ -47,16 +48,29 @@ def test_values_and_gradients_are_those_of_each_pair_alone(window):
         torch.testing.assert_close(gradient, wanted)
 
 
-def test_one_query_a_pair():
+def test_rectangles_hold_all_pairs_in_turn_and_no_more_products_than_allowed(monkeypatch):
+    monkeypatch.setattr(module, "RECTANGLE", 40)
+    segments = Segments(np.array([9, 4, 3, 2, 6, 1, 1]), CPU)
+    assert [part.lengths.tolist() for part in segments.rectangles] == [
+        [9],
+        [4, 3],
+        [2],
+        [6],
+        [1, 1],
+    ]
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_the_size_of_the_rectangles_does_not_matter(window, monkeypatch):
     torch.manual_seed(2)
-    ones = Segments.of_one_token(SEGMENTS)
-    inputs = [rows(len(LENGTHS)), rows(LENGTHS.sum()), rows(LENGTHS.sum())]
-    expected = reference(*inputs, ones.lengths, 0.5)
-    found = attend(*inputs, ones, SEGMENTS, 0.5)
-    torch.testing.assert_close(found, expected)
+    inputs = [rows(LENGTHS.sum()) for _ in range(3)]
+    whole = attend(*inputs, Segments(LENGTHS, CPU), 0.5, 0.0, window)
+    monkeypatch.setattr(module, "RECTANGLE", 1)
+    alone = attend(*inputs, Segments(LENGTHS, CPU), 0.5, 0.0, window)
+    torch.testing.assert_close(alone, whole)
     for gradient, wanted in zip(
-        torch.autograd.grad(found.sum(), inputs),
-        torch.autograd.grad(expected.sum(), inputs),
+        torch.autograd.grad(alone.square().sum(), inputs),
+        torch.autograd.grad(whole.square().sum(), inputs),
         strict=True,
     ):
         torch.testing.assert_close(gradient, wanted)
@@ -64,11 +78,11 @@ def test_one_query_a_pair():
 
 def test_dropout_is_that_of_the_global_generator_and_keeps_the_mean():
     inputs = [rows(LENGTHS.sum(), torch.float32).detach() for _ in range(3)]
-    without = attend(*inputs, SEGMENTS, SEGMENTS, 0.5)
+    without = attend(*inputs, SEGMENTS, 0.5)
     drawn = []
     for seed in (1, 1, *range(2, 400)):
         torch.manual_seed(seed)
-        drawn.append(attend(*inputs, SEGMENTS, SEGMENTS, 0.5, 0.2))
+        drawn.append(attend(*inputs, SEGMENTS, 0.5, 0.2))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[1], drawn[2])
     torch.testing.assert_close(torch.stack(drawn).mean(0), without, atol=0.15, rtol=0)
@@ -80,7 +94,7 @@ def test_gradients_under_dropout_are_those_of_the_drawn_weights():
 
     def drawn(*inputs):
         torch.manual_seed(5)
-        return attend(*inputs, SEGMENTS, SEGMENTS, 0.5, 0.3)
+        return attend(*inputs, SEGMENTS, 0.5, 0.3)
 
     assert torch.autograd.gradcheck(drawn, inputs)
 
@@ -88,8 +102,8 @@ def test_gradients_under_dropout_are_those_of_the_drawn_weights():
 def test_half_precision_is_near_and_keeps_its_type():
     torch.manual_seed(4)
     inputs = [rows(LENGTHS.sum(), torch.float32) for _ in range(3)]
-    exact = attend(*inputs, SEGMENTS, SEGMENTS, 0.5)
-    half = attend(*(row.bfloat16() for row in inputs), SEGMENTS, SEGMENTS, 0.5)
+    exact = attend(*inputs, SEGMENTS, 0.5)
+    half = attend(*(row.bfloat16() for row in inputs), SEGMENTS, 0.5)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), exact, atol=0.03, rtol=0.03)
 

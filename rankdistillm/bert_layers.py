@@ -1,0 +1,87 @@
+"""The layers of BERT-like encoders on a row of packed pairs; the last for first tokens alone.
+
+Only the first token of each pair reaches the head, so that in the last layer the queries, the
+output projection and the feed-forward of the others are never used. Nor are their keys and values
+needed one by one: with the one query q of a pair, q·(W h + b) = (Wᵀ q)·h + q·b takes a product of
+that query with the matrix instead of one for each token h, and Σ w (W h + b) = W (Σ w h) + b Σ w
+does as well. Exact: the first token's state is the one that the whole layer gives.
+"""
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankdistillm.packed_attention import Segments, attend
+
+LAYERS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer")
+
+
+def use_packed_layers(backbone: Any, *, first_only: bool) -> bool:
+    """Let an encoder whose layers are made as BERT's are run them on packed pairs, in place.
+
+    ``first_only``: its output is then ``[pairs, 1, hidden]``, each first token's. Any other encoder
+    stays as it is. Returns whether it was done.
+    """
+    layers = getattr(getattr(backbone, "encoder", None), "layer", None)
+    if layers is None or type(layers[-1]).__name__ not in LAYERS:
+        return False
+    # The modules and so the names of the weights stay what they are; methods, so that a copy of
+    # the encoder gets those of its own layers.
+    for layer in layers:
+        layer.forward = MethodType(_layer, layer)
+    if first_only:
+        layers[-1].forward = MethodType(_first_token_layer, layers[-1])
+    return True
+
+
+def _layer(layer: Any, hidden: Tensor, *_: Any, segments: Segments, **__: Any) -> Tensor:
+    inner = layer.attention.self
+    narrow = _narrowed(hidden)
+    query, key, value = (
+        project(narrow).squeeze(0).unflatten(-1, _heads(inner))
+        for project in (inner.query, inner.key, inner.value)
+    )
+    dropout = inner.dropout.p if layer.training else 0.0
+    context = attend(query, key, value, segments, inner.scaling, dropout)
+    return _after_attention(layer, context, hidden)
+
+
+def _first_token_layer(
+    layer: Any, hidden: Tensor, *_: Any, segments: Segments, **__: Any
+) -> Tensor:
+    inner = layer.attention.self
+    first = hidden.index_select(1, segments.starts)
+    query = inner.query(first).squeeze(0).unflatten(-1, _heads(inner)) * inner.scaling
+    key_weight, key_bias, value_weight, value_bias = (
+        parameter.unflatten(0, _heads(inner))
+        for project in (inner.key, inner.value)
+        for parameter in (project.weight, project.bias)
+    )
+    states = segments.pad(_narrowed(hidden).squeeze(0))
+    sought = torch.einsum("phs,hsd->phd", query, key_weight)
+    logits = (sought @ states.mT).float() + (query * key_bias).sum(-1, keepdim=True)
+    logits = logits.masked_fill(~segments.mask[:, None], -torch.inf)
+    weights = inner.dropout(logits.softmax(-1))
+    mixed = torch.einsum("phd,hsd->phs", weights @ states, value_weight)
+    # Under dropout the weights do not add up to 1.
+    context = mixed + weights.sum(-1, keepdim=True) * value_bias
+    return _after_attention(layer, context, first).transpose(0, 1)
+
+
+def _after_attention(layer: Any, context: Tensor, residual: Tensor) -> Tensor:
+    attended = layer.attention.output(context.flatten(1).unsqueeze(0), residual)
+    return layer.output(layer.intermediate(attended), attended)
+
+
+def _heads(inner: Any) -> tuple[int, int]:
+    return inner.num_attention_heads, inner.attention_head_size
+
+
+def _narrowed(hidden: Tensor) -> Tensor:
+    """In autocast's type: once, where autocast would do it anew for each projection."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        return hidden.to(torch.get_autocast_dtype(device))
+    return hidden

@@ -1,0 +1,41 @@
+"""Dropout that a CPU draws quickly: torch's own takes a quarter of a training step there.
+
+Four elements share one 64-bit number of torch's global generator, where torch draws one for each;
+both draw on one thread. A rate is kept to within 2⁻¹⁷.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class Dropout(nn.Dropout):
+    """torch's ``nn.Dropout`` (Srivastava et al., JMLR 2014), on a CPU by `scaled_mask`."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        if self.training and 0 < self.p < 1 and states.device.type == "cpu":
+            return states * scaled_mask(states, self.p)
+        return super().forward(states)
+
+
+def use_fast_dropout(network: nn.Module) -> None:
+    """Put `Dropout` in the place of each ``nn.Dropout`` of the network."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Dropout:
+                setattr(module, name, Dropout(child.p).train(child.training))
+
+
+def scaled_mask(like: Tensor, rate: float) -> Tensor:
+    """Of that shape, type and device: 0 with probability ``rate`` (in (0, 1)), else 1 / (1 - rate).
+
+    A product with it is dropout.
+    """
+    if like.device.type != "cpu":
+        return torch.empty_like(like).bernoulli_(1 - rate).div_(1 - rate)
+    quarter = -(-like.numel() // 4)
+    # All 64 bits are random only in this range.
+    drawn = torch.empty(quarter, dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
+    lowest, highest = torch.iinfo(torch.int16).min, torch.iinfo(torch.int16).max
+    threshold = min(highest, lowest + round(rate * 2**16))
+    kept = drawn.view(torch.int16)[: like.numel()].ge_(threshold)
+    return kept.view(like.shape).to(like.dtype).mul_(1 / (1 - rate))
