@@ -52,22 +52,46 @@ def _first_token_layer(
     layer: Any, hidden: Tensor, *_: Any, segments: Segments, **__: Any
 ) -> Tensor:
     inner = layer.attention.self
-    first = hidden.index_select(1, segments.starts)
-    query = inner.query(first).squeeze(0).unflatten(-1, _heads(inner)) * inner.scaling
+    # Little to compute and last before the score: not worth autocast's rounding.
+    with torch.autocast(hidden.device.type, enabled=False):
+        states = hidden.float()
+        first = states.index_select(1, segments.starts)
+        query = inner.query(first).squeeze(0).unflatten(-1, _heads(inner))
+        context = _context_of_one(inner, query, states.squeeze(0), segments)
+        return _after_attention(layer, context, first).transpose(0, 1)
+
+
+def _context_of_one(inner: Any, query: Tensor, states: Tensor, segments: Segments) -> Tensor:
+    """What the one query of each pair gathers: ``[pairs, heads, head size]`` in and out.
+
+    ``states`` ``[tokens, hidden]`` are those that keys and values would be projected from.
+    """
     key_weight, key_bias, value_weight, value_bias = (
         parameter.unflatten(0, _heads(inner))
         for project in (inner.key, inner.value)
         for parameter in (project.weight, project.bias)
     )
-    states = segments.pad(_narrowed(hidden).squeeze(0))
+    query = query * inner.scaling
     sought = torch.einsum("phs,hsd->phd", query, key_weight)
-    logits = (sought @ states.mT).float() + (query * key_bias).sum(-1, keepdim=True)
-    logits = logits.masked_fill(~segments.mask[:, None], -torch.inf)
-    weights = inner.dropout(logits.softmax(-1))
-    mixed = torch.einsum("phd,hsd->phs", weights @ states, value_weight)
+    # The same for all tokens, so that softmax forgets it; but only a parameter that has a gradient,
+    # of 0, is decayed as the others are.
+    offset = (query * key_bias).sum(-1, keepdim=True)
+    parts = segments.alike
+    tokens = [part.num_tokens for part in parts]
+    pairs = [len(part.lengths) for part in parts]
+    mixtures, totals = [], []
+    for part, own_states, own_sought, own_offset in zip(
+        parts, states.split(tokens), sought.split(pairs), offset.split(pairs), strict=True
+    ):
+        padded = part.pad(own_states)
+        logits = own_sought @ padded.mT + own_offset
+        logits = logits.masked_fill(~part.mask[:, None], -torch.inf)
+        weights = inner.dropout(logits.softmax(-1))
+        mixtures.append(weights @ padded)
+        totals.append(weights.sum(-1, keepdim=True))
+    mixture = torch.einsum("phd,hsd->phs", torch.cat(mixtures), value_weight)
     # Under dropout the weights do not add up to 1.
-    context = mixed + weights.sum(-1, keepdim=True) * value_bias
-    return _after_attention(layer, context, first).transpose(0, 1)
+    return mixture + torch.cat(totals) * value_bias
 
 
 def _after_attention(layer: Any, context: Tensor, residual: Tensor) -> Tensor:

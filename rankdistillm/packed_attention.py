@@ -25,9 +25,11 @@ NAME = "rankdistillm_packed"
 # Their embeddings and layers treat each token alone, so that only attention need know of pairs.
 MODEL_TYPES = ("bert", "electra", "roberta", "xlm-roberta", "camembert", "modernbert")
 
-# On a CPU a rectangle holds at most so many products of queries and keys for each head, if it is
-# not one pair's: with a dozen heads they stay in its last cache from one operation to the next.
-RECTANGLE = 160_000
+# A rectangle is padded to its longest pair; the shortest has at least this share of its length.
+FULL = 0.75
+# On a CPU it holds at most so many products of queries and keys for each head, if it is not one
+# pair's: with a dozen heads they stay in the last cache from one operation to the next.
+PRODUCTS = 160_000
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,23 @@ class Segments:
         return int(self.lengths.max())
 
     @cached_property
+    def alike(self) -> list["Segments"]:
+        """The pairs once more, neighbours of about the same length together: parts to be padded."""
+        return self._parts(float("inf"))
+
+    @cached_property
     def rectangles(self) -> list["Segments"]:
-        """The pairs once more, neighbours together, in as many parts as `RECTANGLE` asks for."""
-        if self.device.type != "cpu":
-            return [self]
+        """`alike`, on a CPU in parts that fit its cache."""
+        return self._parts(PRODUCTS) if self.device.type == "cpu" else self.alike
+
+    def _parts(self, products: float) -> list["Segments"]:
         parts = []
         rest = self.lengths
         while len(rest):
-            products = np.arange(1, len(rest) + 1) * np.maximum.accumulate(rest) ** 2
-            pairs = max(1, int(np.searchsorted(products, RECTANGLE, side="right")))
+            longest = np.maximum.accumulate(rest)
+            full = np.minimum.accumulate(rest) >= FULL * longest
+            fits = np.arange(1, len(rest) + 1) * longest**2 <= products
+            pairs = max(1, int((full & fits).sum()))
             parts.append(Segments(rest[:pairs], self.device))
             rest = rest[pairs:]
         return parts

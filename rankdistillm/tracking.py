@@ -1,6 +1,7 @@
 """Where the figures of a training go: metrics.jsonl always, Weights & Biases when wanted."""
 
 import json
+import logging
 import math
 import secrets
 import time
@@ -19,6 +20,8 @@ from rankdistillm import processes
 from rankdistillm.devices import read_later
 from rankdistillm.errors import InputError
 from rankdistillm.files import replacing
+
+log = logging.getLogger(__name__)
 
 MODES = ("disabled", "offline", "online")
 
@@ -79,6 +82,8 @@ def _drop_later_lines(path: Path, step: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     # A process that was killed may have left half a line, always the last one.
     whole = [line for line in lines if line.endswith("\n")]
+    if whole and not step:
+        log.warning("%s: the figures of an earlier training, not gone on with, are replaced", path)
     with replacing(path) as beside:
         kept = [line for line in whole if json.loads(line)["step"] <= step] if step else []
         beside.write_text("".join(kept), encoding="utf-8")

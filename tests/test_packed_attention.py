@@ -48,24 +48,20 @@ def test_values_and_gradients_are_those_of_each_pair_alone(window):
         torch.testing.assert_close(gradient, wanted)
 
 
-def test_rectangles_hold_all_pairs_in_turn_and_no_more_products_than_allowed(monkeypatch):
-    monkeypatch.setattr(module, "RECTANGLE", 40)
-    segments = Segments(np.array([9, 4, 3, 2, 6, 1, 1]), CPU)
-    assert [part.lengths.tolist() for part in segments.rectangles] == [
-        [9],
-        [4, 3],
-        [2],
-        [6],
-        [1, 1],
-    ]
+def test_rectangles_hold_all_pairs_in_turn_with_little_padding_and_few_products(monkeypatch):
+    monkeypatch.setattr(module, "PRODUCTS", 40)
+    segments = Segments(np.array([9, 4, 3, 4, 2, 3, 3, 3, 1, 1]), CPU)
+    parts = [part.lengths.tolist() for part in segments.rectangles]
+    assert parts == [[9], [4, 3], [4], [2], [3, 3, 3], [1, 1]]
 
 
 @pytest.mark.parametrize("window", [None, 2])
 def test_the_size_of_the_rectangles_does_not_matter(window, monkeypatch):
     torch.manual_seed(2)
     inputs = [rows(LENGTHS.sum()) for _ in range(3)]
+    monkeypatch.setattr(module, "FULL", 0.0)
     whole = attend(*inputs, Segments(LENGTHS, CPU), 0.5, 0.0, window)
-    monkeypatch.setattr(module, "RECTANGLE", 1)
+    monkeypatch.setattr(module, "PRODUCTS", 1)
     alone = attend(*inputs, Segments(LENGTHS, CPU), 0.5, 0.0, window)
     torch.testing.assert_close(alone, whole)
     for gradient, wanted in zip(

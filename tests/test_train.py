@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from rankdistillm import data as data_module
@@ -13,6 +14,7 @@ from rankdistillm import train as train_module
 from rankdistillm.cli import PACKAGE
 from rankdistillm.model import CrossEncoder
 from rankdistillm.runs import Run
+from rankdistillm.tracking import Tracker
 
 # The losses of the first five steps, seed 1, float32. A change that is not meant to change numbers
 # leaves them as they are.
@@ -337,3 +339,15 @@ def test_bad_input_ends_in_one_line(arguments, said, train):
 def test_no_stage_names_the_choices(train):
     result = train(stage=None)
     assert result.status == "error: no stage: add +stage=prefinetune or +stage=distill"
+
+
+def test_a_training_from_step_0_says_whose_figures_it_replaces(tmp_path, caplog):
+    config = OmegaConf.create({"wandb": {"mode": "disabled"}})
+    figures = tmp_path / "metrics.jsonl"
+    for times in range(2):
+        tracker = Tracker(tmp_path, config)
+        tracker.log(1, {"loss": 0.5 + times})
+        tracker.close()
+        assert len(caplog.messages) == times
+    assert f"{figures}: the figures of an earlier training" in caplog.text
+    assert figures.read_text() == '{"step": 1, "loss": 1.5}\n'
