@@ -12,17 +12,24 @@ from rankdistillm.pretrained import PACKAGED, locate
 def test_operations_of_a_token_by_hand():
     # One whole layer of hidden size 2 and feed-forward 4: 4 · 2 · 2 attention weights and
     # 2 · 2 · 4 others, two operations each, and 4 · 5 · 2 for the attention of a pair of 5 tokens.
-    whole = 2 * (16 + 16) + 40
-    keys_and_values = 2 * 8
-    last = keys_and_values + (whole - keys_and_values) / 5
-    assert device_rate.flop_per_token(1, 2, 4, 5) == pytest.approx(last)
-    assert device_rate.flop_per_token(3, 2, 4, 5) == pytest.approx(2 * whole + last)
+    matrices = 2 * (16 + 16)
+    # A query of each of 3 heads meets each state of 2 numbers twice, two operations each.
+    last = 2 * 2 * 3 * 2 + matrices / 5
+    assert device_rate.flop_per_token(1, 2, 3, 4, 5) == pytest.approx(last)
+    whole = matrices + 40
+    assert device_rate.flop_per_token(3, 2, 3, 4, 5) == pytest.approx(2 * whole + last)
 
 
-def test_the_table_compares_round_by_round():
-    table = peers.table("train", {"rankdistillm": [8.0, 30.0, 12.0], "peer": [4.0, 5.0, 6.0]})
-    assert "| rankdistillm | 12.0 | 8.0-30.0 |  |" in table
-    assert "| peer | 5.0 | 4.0-6.0 | **2.00x** (2.00-6.00) |" in table
+def test_the_tables_compare_round_by_round():
+    same = {"rankdistillm": [8.0, 30.0, 12.0], "peer": [4.0, 5.0, 6.0]}
+    with_dropout = {"rankdistillm": [2.0, 3.0, 4.0], "peer": [1.0, 2.0, 4.0]}
+    assert peers.tables("rerank", {0.0: same}).count("| rankdistillm |") == 1
+    first, second, own = peers.tables("train", {0.0: same, 0.1: with_dropout}).split("\n\n")
+    assert "| rankdistillm | 12.0 | 8.0-30.0 |  |" in first
+    assert "| peer | 5.0 | 4.0-6.0 | **2.00x** (2.00-6.00) |" in first
+    assert "| peer | 2.0 | 1.0-4.0 | **1.50x** (1.00-2.00) |" in second
+    assert "| rankdistillm | 12.0 | 8.0-30.0 |  |" in own
+    assert "| peer | 2.0 | 1.0-4.0 | **8.00x** (3.00-15.00) |" in own
 
 
 def test_generated_passages_have_the_lengths_of_ms_marco():

@@ -193,8 +193,10 @@ def classifier_checkpoint(folder, architecture, num_labels=1):
     config = config_for(architecture, len(tokenizer))
     config.num_labels = num_labels
     model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    # So that a layer norm's weight, 1 from the start, counts. Not more: at 1.5 transformers'
+    # own scores in float32 are 1e-4 from those in float64, and no bound would mean a thing.
     for parameter in model.parameters():
-        parameter.data.mul_(1.5)
+        parameter.data.mul_(1.2)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -215,7 +217,7 @@ def classifier_checkpoint(folder, architecture, num_labels=1):
 @pytest.mark.parametrize("architecture", ["bert", "electra", "roberta", "modernbert", "deberta"])
 def test_classifiers_score_as_in_transformers(architecture, tmp_path):
     expected = classifier_checkpoint(tmp_path, architecture)()
-    assert np.ptp(expected) > 0.01
+    assert np.ptp(expected) > 0.1
     assert scores(tmp_path) == pytest.approx(expected, abs=1e-5)
 
 

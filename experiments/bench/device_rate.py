@@ -43,15 +43,17 @@ SHAPES: dict[str, tuple[Any, Any, int, int, int, int]] = {
 RECIPE_PAIRS = 5.1e6 + 3.0e6  # stage 1 and stage 2 of Rank-DistiLLM
 
 
-def flop_per_token(layers: int, hidden: int, feed_forward: int, length: float) -> float:
-    """Floating-point operations of a forward pass; the last layer is that of first tokens only.
+def flop_per_token(layers: int, hidden: int, heads: int, feed_forward: int, length: float) -> float:
+    """Floating-point operations of a forward pass, at ``length`` tokens a pair.
 
     Two for each weight of a matrix and token, and 4 · length · hidden for the attention of a layer.
+    In the last layer the one query of a pair meets the hidden states themselves, and the matrices
+    are for that token alone.
     """
-    attention = 2 * 4 * hidden * hidden + 4 * length * hidden
-    whole_layer = attention + 2 * 2 * hidden * feed_forward
-    last_layer = 2 * 2 * hidden * hidden  # keys and values; the rest is for one token of the pair
-    return (layers - 1) * whole_layer + last_layer + (whole_layer - last_layer) / length
+    matrices = 2 * (4 * hidden * hidden + 2 * hidden * feed_forward)
+    whole_layer = matrices + 4 * length * hidden
+    last_layer = 4 * heads * hidden + matrices / length
+    return (layers - 1) * whole_layer + last_layer
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, hidden: int, feed_forward: int) -> float:
@@ -148,10 +150,10 @@ def main() -> None:
             for _ in model.score_chunks(pairs, plan_chunks(pairs.lengths, model.chunk_tokens)):
                 pass
 
-    _, _, layers, hidden, _, feed_forward = SHAPES[arguments.model]
+    _, _, layers, hidden, heads, feed_forward = SHAPES[arguments.model]
     rate = matrix_rate(device, model.autocast_dtype, hidden, feed_forward)
     length = float(batches[0].pairs.lengths.mean())
-    flop = flop_per_token(layers, hidden, feed_forward, length)
+    flop = flop_per_token(layers, hidden, heads, feed_forward, length)
     print(
         f"{arguments.model}, {length:.0f} tokens a pair; a matrix product: {rate / 1e9:.0f} GFLOP/s"
     )

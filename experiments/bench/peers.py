@@ -2,12 +2,12 @@
 
     python -m experiments.bench.peers DATA WORK --peer sentence_transformers=PYTHON \
         --peer lightning_ir=PYTHON [--rounds 5] [--steps 3] [--what train rerank] \
-        [--model minilm|electra_base|electra_large]
+        [--model minilm|electra_base|electra_large] [--dropout 0 0.1]
 
 DATA holds docs.tsv, queries.tsv and teacher.run; where there is no such folder, it is filled with
 generated texts of the lengths of MS MARCO's. Each PYTHON is the interpreter of the environment that
-the peer is installed in. In each round every side runs once, in turn, in a process of its own. The
-ELECTRA models have random weights and are meant for a GPU.
+the peer is installed in. In each round every side runs with every dropout, in turn, in a process of
+its own. The ELECTRA models have random weights and are meant for a GPU.
 """
 
 import argparse
@@ -76,14 +76,33 @@ def write_data(folder: Path, num_lists: int) -> None:
         run.write(beside / "teacher.run")
 
 
-def table(what: str, rates: dict[str, list[float]]) -> str:
+def table(what: str, ours: list[float], theirs: dict[str, list[float]]) -> str:
     """Markdown: median and range of each side, and of the ratios ours / theirs round by round."""
     lines = [f"| {what} | pairs/s | range | ours is |", "|---|---|---|---|"]
-    for side, found in rates.items():
-        ratios = [ours / theirs for ours, theirs in zip(rates[OURS], found, strict=True)]
+    for side, rates in ({OURS: ours} | theirs).items():
+        ratios = [our / their for our, their in zip(ours, rates, strict=True)]
         ratio = "" if side == OURS else f"**{median(ratios):.2f}x** ({spread(ratios, '.2f')})"
-        lines.append(f"| {side} | {median(found):.1f} | {spread(found, '.1f')} | {ratio} |")
+        lines.append(f"| {side} | {median(rates):.1f} | {spread(rates, '.1f')} | {ratio} |")
     return "\n".join(lines)
+
+
+def tables(what: str, rates: dict[float, dict[str, list[float]]]) -> str:
+    """A table for each dropout, on all sides; then ours at the least beside peers at the most."""
+    peers = {
+        dropout: {side: found for side, found in sides.items() if side != OURS}
+        for dropout, sides in rates.items()
+    }
+    pairs = [(dropout, dropout) for dropout in rates]
+    if len(rates) > 1:
+        pairs.append((min(rates), max(rates)))
+    return "\n\n".join(
+        table(
+            f"{what}, dropout {ours}" + (f", peers {theirs}" if theirs != ours else ""),
+            rates[ours][OURS],
+            peers[theirs],
+        )
+        for ours, theirs in pairs
+    )
 
 
 def spread(values: Sequence[float], form: str) -> str:
@@ -103,7 +122,9 @@ def main() -> None:
     parser.add_argument(
         "--model", choices=("minilm", "electra_base", "electra_large"), default="minilm"
     )
-    parser.add_argument("--dropout", type=float, default=0.0, help="of every side's model")
+    parser.add_argument(
+        "--dropout", type=float, nargs="+", default=[0.0, 0.1], help="of every side, in training"
+    )
     arguments = parser.parse_args()
     peers = dict(peer.split("=", 1) for peer in arguments.peer)
     sides: dict[str, tuple[str, ...]] = {OURS: (sys.executable, "ours_side.py")}
@@ -120,15 +141,19 @@ def main() -> None:
         write_data(arguments.data, (arguments.steps + 1) * QUERIES_PER_STEP)
     model = write_model(name, arguments.work / name)
     for what in arguments.what:
-        rates: dict[str, list[float]] = {name: [] for name in sides}
+        dropouts = arguments.dropout if what == "train" else [0.0]
+        rates: dict[float, dict[str, list[float]]] = {
+            dropout: {name: [] for name in sides} for dropout in dropouts
+        }
         for _ in tqdm(range(arguments.rounds), desc=what, disable=None):
             for name, (python, script) in sides.items():
-                rate = run_side(
-                    python, script, arguments.data, what, arguments.steps, arguments.dropout, model
-                )
-                rates[name].append(rate)
+                for dropout in dropouts:
+                    rate = run_side(
+                        python, script, arguments.data, what, arguments.steps, dropout, model
+                    )
+                    rates[dropout][name].append(rate)
         (arguments.work / f"peers-{what}.json").write_text(json.dumps(rates, indent=2) + "\n")
-        print(table(what, rates), flush=True)
+        print(tables(what, rates), flush=True)
 
 
 if __name__ == "__main__":
