@@ -23,7 +23,7 @@ from rankdistillm.data import Batch
 from rankdistillm.devices import to_device
 from rankdistillm.errors import InputError
 from rankdistillm.model import CrossEncoder
-from rankdistillm.tokens import padded_tokens, plan_chunks
+from rankdistillm.tokens import count_tokens
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def accumulate_gradients(
     mask=mask, reduction="sum")``. The gradients are multiplied by the scale of ``scaler``.
     """
     total = torch.zeros((), device=model.device)
-    for group in batch.micro_batches(token_budget, lists):
+    for group in batch.micro_batches(token_budget, lists, padded=model.padded):
         rows = batch.rows_of(group)
         mask, targets = batch.mask[group].numpy(), batch.targets[group].numpy()
         loss_of = partial(
@@ -111,7 +111,7 @@ def accumulate_gradients(
             to_device(np.flatnonzero(mask), model.device),
             len(batch),
         )
-        if padded_tokens(batch.pairs.lengths[rows]) <= token_budget:
+        if count_tokens(batch.pairs.lengths[rows], padded=model.padded) <= token_budget:
             value = loss_of(model(batch.pairs.select(rows)))
             scaler.scale(value).backward()
         else:
@@ -137,7 +137,7 @@ def _cached_backward(
     token_budget: int,
     scaler: GradScaler,
 ) -> Tensor:
-    chunks = [rows[chunk] for chunk in plan_chunks(batch.pairs.lengths[rows], token_budget)]
+    chunks = [rows[chunk] for chunk in model.plan_chunks(batch.pairs.lengths[rows], token_budget)]
     scores = torch.empty(len(rows), device=model.device)
     places = [to_device(np.searchsorted(rows, chunk), model.device) for chunk in chunks]
     states = []

@@ -114,7 +114,7 @@ class CrossEncoder(nn.Module):
 
     def forward(self, pairs: PackedPairs) -> Tensor:
         """Scores of the pairs, float32 ``[len(pairs)]``."""
-        chunks = plan_chunks(pairs.lengths, self.chunk_tokens)
+        chunks = self.plan_chunks(pairs.lengths)
         scores = torch.cat([scored for _, scored in self.score_chunks(pairs, chunks)])
         restore = np.empty(len(pairs), dtype=np.int64)
         restore[np.concatenate(chunks)] = np.arange(len(pairs))
@@ -147,10 +147,19 @@ class CrossEncoder(nn.Module):
         dtype = self.autocast_dtype
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
+    def plan_chunks(self, lengths: np.ndarray, token_budget: int | None = None) -> list[np.ndarray]:
+        """Pairs of these lengths in chunks for the network (`rankdistillm.tokens.plan_chunks`).
+
+        ``token_budget``: None for what fills the device, which is more on a GPU.
+        """
+        if token_budget is None:
+            token_budget = CHUNK_TOKENS * (1 if self.device.type == "cpu" else 32)
+        return plan_chunks(lengths, token_budget, padded=self.padded)
+
     @property
-    def chunk_tokens(self) -> int:
-        """How many tokens go through the network at once; a GPU wants more to be filled."""
-        return CHUNK_TOKENS * (1 if self.device.type == "cpu" else 32)
+    def padded(self) -> bool:
+        """Whether the network pads the pairs of a chunk to the longest one."""
+        return not self.network.packed
 
     @property
     def size(self) -> tuple[int, int]:

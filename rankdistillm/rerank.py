@@ -21,7 +21,7 @@ from rankdistillm.model import CrossEncoder
 from rankdistillm.runs import Run
 from rankdistillm.texts import texts_of_run
 from rankdistillm.token_cache import TokenisedTexts
-from rankdistillm.tokens import PackedPairs, plan_chunks
+from rankdistillm.tokens import PackedPairs
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class Reranker:
                     packed = model.template.pack([(queries[q], docs[d]) for q, d in window])
                     # Each process takes some of the chunks that one alone would make, so that its
                     # scores are the same to the last bit.
-                    chunks = plan_chunks(packed.lengths, model.chunk_tokens)
+                    chunks = model.plan_chunks(packed.lengths)
                     own = chunks[processes.rank() :: processes.count()]
                     for chosen, scored in self._score_chunks(packed, own):
                         if activation is not None:

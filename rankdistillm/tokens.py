@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-# Sorted by length and cut into chunks of about this many tokens, pairs need little padding where
-# they need any, and still fill a CPU's matrix units.
+# Chunks of about this many tokens fill a CPU's matrix units, and what lies between two of its
+# layers stays in its cache.
 CHUNK_TOKENS = 4096
 
 
@@ -122,22 +122,31 @@ class PackedPairs:
         return PackedPairs(self.tokens[source], types, lengths)
 
 
-def plan_chunks(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Cut pairs into chunks of at most ``token_budget`` tokens, padding counted.
+def plan_chunks(lengths: np.ndarray, token_budget: int, *, padded: bool) -> list[np.ndarray]:
+    """Cut pairs into chunks of at most ``token_budget`` tokens.
 
-    Pairs are taken longest first, so that those of about the same length share a chunk and little
-    is padded. Returns positions into ``lengths``. A pair above the budget is a chunk of its own.
+    Pairs are taken longest first, so that those of about the same length share a chunk. ``padded``:
+    they will be padded to the longest of the chunk, and that counts. Returns positions into
+    ``lengths``. A pair above the budget is a chunk of its own.
     """
     order = np.argsort(-lengths, kind="stable")
+    before = np.cumsum([0, *lengths[order]])
     chunks = []
     start = 0
     while start < len(order):
-        rows = max(1, int(token_budget // max(1, lengths[order[start]])))
-        chunks.append(order[start : start + rows])
-        start += rows
+        if padded:
+            end = start + token_budget // max(1, lengths[order[start]])
+        else:
+            end = np.searchsorted(before, before[start] + token_budget, side="right") - 1
+        end = max(start + 1, int(end))
+        chunks.append(order[start:end])
+        start = end
     return chunks
 
 
-def padded_tokens(lengths: np.ndarray) -> int:
-    """Tokens of these pairs, padding counted, when they are scored in sorted chunks."""
-    return sum(len(chunk) * int(lengths[chunk[0]]) for chunk in plan_chunks(lengths, CHUNK_TOKENS))
+def count_tokens(lengths: np.ndarray, *, padded: bool) -> int:
+    """Tokens of these pairs when they are scored in chunks, padding counted if there is any."""
+    if not padded:
+        return int(lengths.sum())
+    chunks = plan_chunks(lengths, CHUNK_TOKENS, padded=True)
+    return sum(len(chunk) * int(lengths[chunk[0]]) for chunk in chunks)

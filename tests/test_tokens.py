@@ -3,7 +3,7 @@ import pytest
 from conftest import ARCHITECTURES, tokenizer_for
 
 from rankdistillm.token_cache import TokenisedTexts
-from rankdistillm.tokens import PairTemplate, padded_tokens, plan_chunks
+from rankdistillm.tokens import PairTemplate, count_tokens, plan_chunks
 
 QUERIES = {"q1": "why do tides turn", "q2": "zzz", "q3": ""}
 DOCS = {"d1": "The tide follows the Moon, slowly.", "d2": "naïve café 潮汐", "d3": ""}
@@ -34,17 +34,24 @@ def test_texts_are_cut_each_alone():
     assert len(texts["a"]) == 7
 
 
-def test_chunks_hold_every_pair_once_within_the_budget():
+@pytest.mark.parametrize("padded", [False, True])
+def test_chunks_hold_every_pair_once_within_the_budget(padded):
     lengths = np.random.default_rng(0).integers(1, 90, 200)
-    chunks = plan_chunks(lengths, 256)
+    chunks = plan_chunks(lengths, 256, padded=padded)
     assert sorted(np.concatenate(chunks).tolist()) == list(range(200))
-    assert all(len(chunk) * lengths[chunk].max() <= 256 for chunk in chunks)
-    assert plan_chunks(np.array([500]), 256)[0].tolist() == [0]
+    tokens = [len(c) * lengths[c].max() if padded else lengths[c].sum() for c in chunks]
+    assert max(tokens) <= 256
+    # None is cut before the next pair, the longest of those left, would not fit.
+    for chunk, following, used in zip(chunks, chunks[1:], tokens, strict=False):
+        assert used + (lengths[chunk].max() if padded else lengths[following].max()) > 256
+    assert plan_chunks(np.array([500]), 256, padded=padded)[0].tolist() == [0]
+    assert plan_chunks(np.array([], int), 256, padded=padded) == []
 
 
-def test_sorted_chunks_carry_little_padding():
+def test_padding_counts_where_there_is_any():
     lengths = np.random.default_rng(0).integers(30, 200, 3000)
-    assert lengths.sum() <= padded_tokens(lengths) < 1.05 * lengths.sum()
+    assert count_tokens(lengths, padded=False) == lengths.sum()
+    assert lengths.sum() < count_tokens(lengths, padded=True) < 1.05 * lengths.sum()
 
 
 def test_selected_pairs_are_packed_alike():

@@ -31,7 +31,6 @@ from rankdistillm.losses import ranknet_loss
 from rankdistillm.model import CrossEncoder
 from rankdistillm.networks import MonoNetwork
 from rankdistillm.optim import make_optimizer, make_scaler
-from rankdistillm.tokens import plan_chunks
 
 # (model class, configuration class, layers, hidden, heads, feed-forward)
 SHAPES: dict[str, tuple[Any, Any, int, int, int, int]] = {
@@ -147,7 +146,7 @@ def main() -> None:
     def rerank(step: int) -> None:
         pairs = batches[step].pairs
         with model.autocast():  # as `Reranker` does
-            for _ in model.score_chunks(pairs, plan_chunks(pairs.lengths, model.chunk_tokens)):
+            for _ in model.score_chunks(pairs, model.plan_chunks(pairs.lengths)):
                 pass
 
     _, _, layers, hidden, heads, feed_forward = SHAPES[arguments.model]

@@ -11,10 +11,11 @@ from lightning_ir.models import MonoConfig
 from lists import Batch, measure, read_batches, set_dropout
 
 folder, what, steps, dropout = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+precision, path = sys.argv[5:]
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.manual_seed(0)
 module = CrossEncoderModule(
-    model_name_or_path=sys.argv[5],
+    model_name_or_path=path,
     config=MonoConfig(query_length=32, doc_length=256),
     loss_functions=[RankNet()],
 ).to(device)
@@ -34,7 +35,7 @@ def parts(batch: Batch) -> tuple[list[str], list[list[str]], list[str], list[lis
 
 def train(batch: Batch) -> None:
     targets = torch.cat([torch.arange(len(docs), 0, -1) for _, _, docs in batch]).view(-1, 1)
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
         loss = module.training_step(TrainBatch(*parts(batch), targets=targets), 0)["loss"]
     loss.backward()
     optimizer.step()
@@ -42,7 +43,7 @@ def train(batch: Batch) -> None:
 
 
 def rerank(batch: Batch) -> None:
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
         module(RankBatch(*parts(batch)))
 
 

@@ -1,4 +1,4 @@
-"""Our side of the comparison: ``python ours_side.py DATA train|rerank STEPS DROPOUT MODEL``."""
+"""Our side: ``python ours_side.py DATA train|rerank STEPS DROPOUT bf16|fp32 MODEL``."""
 
 import sys
 from pathlib import Path
@@ -18,12 +18,13 @@ from rankdistillm.rerank import Reranker
 from rankdistillm.runs import RankedList, Run
 
 folder, what, steps, dropout = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+precision, path = sys.argv[5:]
 batches = read_batches(folder, steps)
 device = device_of("auto")
 keep_freed_memory(device)
 synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 torch.manual_seed(0)
-model = CrossEncoder.from_pretrained(sys.argv[5], dropout=dropout, device=device, precision="bf16")
+model = CrossEncoder.from_pretrained(path, dropout=dropout, device=device, precision=precision)
 
 
 def texts_of(batch: Batch) -> tuple[dict[str, str], dict[str, str]]:

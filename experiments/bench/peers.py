@@ -2,7 +2,7 @@
 
     python -m experiments.bench.peers DATA WORK --peer sentence_transformers=PYTHON \
         --peer lightning_ir=PYTHON [--rounds 5] [--steps 3] [--what train rerank] \
-        [--model minilm|electra_base|electra_large] [--dropout 0 0.1]
+        [--model minilm|electra_base|electra_large] [--dropout 0 0.1] [--precision bf16|fp32]
 
 DATA holds docs.tsv, queries.tsv and teacher.run; where there is no such folder, it is filled with
 generated texts of the lengths of MS MARCO's. Each PYTHON is the interpreter of the environment that
@@ -27,6 +27,7 @@ from experiments.bench.device_rate import encoder
 from experiments.bench.generated import collection
 from experiments.bench.lists import LIST_SIZE, QUERIES_PER_STEP
 from rankdistillm.checkpoint import replacing_folder
+from rankdistillm.devices import autocast_dtype_of, device_of
 from rankdistillm.pretrained import locate
 
 HERE = Path(__file__).parent
@@ -34,7 +35,14 @@ OURS = "rankdistillm"
 
 
 def run_side(
-    python: str, script: str, data: Path, what: str, steps: int, dropout: float, model: Path
+    python: str,
+    script: str,
+    data: Path,
+    what: str,
+    steps: int,
+    dropout: float,
+    precision: str,
+    model: Path,
 ) -> float:
     """Pairs per second of one run of one side."""
     environment = os.environ | {
@@ -44,7 +52,7 @@ def run_side(
     }
     if python != sys.executable:
         environment.pop("PYTHONPATH", None)
-    command = [python, str(HERE / script), str(data), what, str(steps), str(dropout)]
+    command = [python, str(HERE / script), str(data), what, str(steps), str(dropout), precision]
     command.append(str(model))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -125,7 +133,13 @@ def main() -> None:
     parser.add_argument(
         "--dropout", type=float, nargs="+", default=[0.0, 0.1], help="of every side, in training"
     )
+    parser.add_argument(
+        "--precision", choices=("bf16", "fp32"), help="of every side; bf16 where it is in hardware"
+    )
     arguments = parser.parse_args()
+    precision = arguments.precision or (
+        "bf16" if autocast_dtype_of("auto", device_of("auto")) == torch.bfloat16 else "fp32"
+    )
     peers = dict(peer.split("=", 1) for peer in arguments.peer)
     sides: dict[str, tuple[str, ...]] = {OURS: (sys.executable, "ours_side.py")}
     sides |= {name: (python, f"{name}_side.py") for name, python in peers.items()}
@@ -149,7 +163,14 @@ def main() -> None:
             for name, (python, script) in sides.items():
                 for dropout in dropouts:
                     rate = run_side(
-                        python, script, arguments.data, what, arguments.steps, dropout, model
+                        python,
+                        script,
+                        arguments.data,
+                        what,
+                        arguments.steps,
+                        dropout,
+                        precision,
+                        model,
                     )
                     rates[dropout][name].append(rate)
         (arguments.work / f"peers-{what}.json").write_text(json.dumps(rates, indent=2) + "\n")

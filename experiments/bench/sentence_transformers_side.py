@@ -9,9 +9,10 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder.losses import RankNetLoss
 
 folder, what, steps, dropout = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+precision, path = sys.argv[5:]
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.manual_seed(0)
-model = CrossEncoder(sys.argv[5], num_labels=1, max_length=292, device=device)
+model = CrossEncoder(path, num_labels=1, max_length=292, device=device)
 loss_of = RankNetLoss(model)
 set_dropout(model, dropout)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
@@ -21,7 +22,7 @@ def train(batch: Batch) -> None:
     queries = [query for _, query, _ in batch]
     docs = [[text for _, text in docs] for _, _, docs in batch]
     targets = [torch.arange(len(texts), 0, -1).float() for texts in docs]
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
         loss = loss_of([queries, docs], targets)
     loss.backward()
     optimizer.step()
@@ -30,7 +31,7 @@ def train(batch: Batch) -> None:
 
 def rerank(batch: Batch) -> None:
     pairs = [(query, text) for _, query, docs in batch for _, text in docs]
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
         model.predict(pairs, batch_size=32, show_progress_bar=False)
 
 
