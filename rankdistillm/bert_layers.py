@@ -54,7 +54,7 @@ def _first_token_layer(
     inner = layer.attention.self
     # Little to compute and last before the score: not worth autocast's rounding.
     with torch.autocast(hidden.device.type, enabled=False):
-        states = hidden.float()
+        states = hidden.to(inner.query.weight.dtype)
         first = states.index_select(1, segments.starts)
         query = inner.query(first).squeeze(0).unflatten(-1, _heads(inner))
         context = _context_of_one(inner, query, states.squeeze(0), segments)

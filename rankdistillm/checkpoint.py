@@ -87,7 +87,10 @@ class TrainingState:
             state = {name: part.state_dict() for name, part in self.parts.items()}
             state |= {"random": states, "place": dict(place), "setting": self.setting}
             with replacing(self._file(place["step"])) as beside:
-                torch.save(state, beside)
+                try:
+                    torch.save(state, beside)
+                except RuntimeError as error:  # its words are about its own format
+                    raise OSError("torch.save broke off; is the disk full?") from error
             old = [self._file(step) for step in self._steps()[:-STATES_KEPT]]
             for file in (*old, *self.folder.glob(".*.part")):  # those of a process that was killed
                 file.unlink(missing_ok=True)

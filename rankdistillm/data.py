@@ -113,6 +113,11 @@ class TrainingData:
         self.num_lists = round(len(self.query_ids) * epochs)
         if max_steps is not None:
             self.num_lists = max_steps * queries_per_step
+        if not self.num_lists:
+            raise InputError(
+                f"epochs={epochs} of {len(self.query_ids)} training lists are less than one list; "
+                "raise epochs"
+            )
         self._qrels = qrels
         self._query_tokens = query_tokens
         self._doc_tokens = doc_tokens

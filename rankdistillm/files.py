@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TextIO
 
 from rankdistillm.errors import InputError
@@ -57,6 +58,18 @@ def to_disk(path: Path) -> None:
     """Wait until the content is on the disk: else a power failure may leave a name without it."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder, if need be; `InputError` where no file can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror or error}); choose another place"
+        ) from error
 
 
 @contextmanager

@@ -35,6 +35,7 @@ class TokenBudget:
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
+        self._halved = False
 
     def halve(self, longest_pair: int) -> None:
         """Raises `InputError` where not even one pair fits."""
@@ -44,13 +45,17 @@ class TokenBudget:
                 "smaller model, shorter model.doc_length or another device"
             )
         self.tokens //= 2
+        self._halved = True
         log.warning("out of device memory: the step is repeated with token_budget=%d", self.tokens)
 
-    def state_dict(self) -> dict[str, int]:
-        return {"tokens": self.tokens}
+    def state_dict(self) -> dict[str, int | None]:
+        return {"halved_to": self.tokens if self._halved else None}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.tokens = min(self.tokens, state["tokens"])
+    def load_state_dict(self, state: dict[str, int | None]) -> None:
+        halved_to = state["halved_to"]
+        if halved_to is not None:
+            self.tokens = min(self.tokens, halved_to)
+            self._halved = True
 
 
 def step_gradients(
@@ -125,7 +130,7 @@ def _share(
 ) -> Tensor:
     """What these lists add to the mean loss; ``scores`` are those of the passages at ``places``."""
     # By places, since the device would have to say first how many are True in a mask.
-    spread = torch.zeros(mask.numel(), device=mask.device).index_copy(0, places, scores)
+    spread = scores.new_zeros(mask.numel()).index_copy(0, places, scores)
     return loss(spread.view(mask.shape), targets, mask=mask, reduction="sum") / num_lists
 
 
@@ -138,20 +143,20 @@ def _cached_backward(
     scaler: GradScaler,
 ) -> Tensor:
     chunks = [rows[chunk] for chunk in model.plan_chunks(batch.pairs.lengths[rows], token_budget)]
-    scores = torch.empty(len(rows), device=model.device)
-    places = [to_device(np.searchsorted(rows, chunk), model.device) for chunk in chunks]
-    states = []
+    in_order = to_device(np.argsort(np.concatenate(chunks)), model.device)
+    states, scored = [], []
     with torch.no_grad():
-        for chunk, place in zip(chunks, places, strict=True):
+        for chunk in chunks:
             states.append(_random_state(model.device))
-            scores[place] = model(batch.pairs.select(chunk))
-    scores.requires_grad_()
-    value = loss_of(scores)
+            scored.append(model(batch.pairs.select(chunk)))
+    scores = torch.cat(scored).requires_grad_()
+    value = loss_of(scores[in_order])
     (gradient,) = torch.autograd.grad(scaler.scale(value), scores)
     # The second pass draws what the first drew, so that both end in the same random state.
-    for chunk, place, state in zip(chunks, places, states, strict=True):
+    gradients = gradient.split([len(chunk) for chunk in chunks])
+    for chunk, state, part in zip(chunks, states, gradients, strict=True):
         _set_random_state(model.device, state)
-        model(batch.pairs.select(chunk)).backward(gradient[place])
+        model(batch.pairs.select(chunk)).backward(part)
     return value
 
 

@@ -26,9 +26,10 @@ class StopRequest:
         return bool(self.number)
 
     def note(self, number: int, listener: Any) -> None:
-        """Take in a signal, and whom it is to be handed on to."""
-        self.number = number
-        self._listener = listener
+        """Take in a signal, and whom it is to be handed on to; such a one is not forgotten."""
+        if self._listener is None:
+            self.number = number
+            self._listener = listener
 
     def end(self) -> NoReturn:
         """Leave as the signal asks: call its listener, or exit with 128 + its number.

@@ -55,7 +55,7 @@ class MonoNetwork(nn.Module):
         states = self.backbone(**inputs).last_hidden_state
         # Scores are float32 whatever the encoder computes in.
         with torch.autocast(states.device.type, enabled=False):
-            scores = self.linear(self._pool(states.float(), segments))
+            scores = self.linear(self._pool(states.to(self.linear.weight.dtype), segments))
         if scores.shape[-1] == 2:
             return scores.log_softmax(-1)[:, 1]
         return scores.squeeze(-1)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.amp import GradScaler
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from rankdistillm.errors import InputError
@@ -52,7 +52,7 @@ def make_optimizer(
 
 def make_schedule(
     optimizer: torch.optim.Optimizer, schedule: str, warmup: float, num_steps: int
-) -> LRScheduler:
+) -> LambdaLR:
     """``constant``, ``linear`` (to 0) or ``cosine`` (to 0), after a linear warm-up.
 
     ``warmup`` is the share of the ``num_steps`` steps over which the rate rises from 0.
@@ -67,6 +67,17 @@ def make_schedule(
         num_warmup_steps=round(warmup * num_steps),
         num_training_steps=num_steps,
     )
+
+
+def renew_rates(schedule: LambdaLR) -> None:
+    """Set the rates of the step that a loaded schedule is at.
+
+    Those that were saved are the same, unless the training has become longer.
+    """
+    for group, base, factor in zip(
+        schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+    ):
+        group["lr"] = base * factor(schedule.last_epoch)
 
 
 def make_scaler(device: torch.device, is_fp16: bool) -> GradScaler:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import cached_file
@@ -74,7 +74,10 @@ def write_files(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]
     """Write config.json and model.safetensors into an existing folder."""
     # Clones: one tensor under two names (tied weights) would be refused by safetensors.
     tensors = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     write_json(folder / "config.json", config)
 
 

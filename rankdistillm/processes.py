@@ -83,6 +83,8 @@ def of_all(value: Any) -> list[Any]:
 def _together() -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # gloo has no class of its own for it
         raise InputError(
             f"process {rank()} of {count()} lost another process of its job "

@@ -17,6 +17,7 @@ from rankdistillm import processes
 from rankdistillm.cli import run_command
 from rankdistillm.devices import device_of, keep_freed_memory
 from rankdistillm.errors import InputError
+from rankdistillm.files import check_writable
 from rankdistillm.model import CrossEncoder
 from rankdistillm.runs import Run
 from rankdistillm.texts import texts_of_run
@@ -211,6 +212,8 @@ def rerank(config: DictConfig) -> None:
 
 
 def _rerank(config: DictConfig, device: torch.device) -> None:
+    if processes.is_first():  # before the work that would be lost
+        check_writable(Path(config.output).parent)
     run = Run.read(config.run).truncate(config.depth)
     queries, docs = texts_of_run(run, config.data.queries, config.data.docs)
     reranker = Reranker.from_pretrained(

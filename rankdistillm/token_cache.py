@@ -16,6 +16,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,15 @@ class TokenisedTexts:
         description: str,
     ) -> None:
         row_of: dict[str, int] = {}
-        self._rows = {i: row_of.setdefault(text, len(row_of)) for i, text in texts.items()}
+        found = (row_of.setdefault(text, len(row_of)) for text in texts.values())
+        rows = np.fromiter(found, np.int32, len(texts))
         work = _Work(list(row_of), tokenizer, max_length, retokenise, description)
-        del row_of  # of millions of texts it takes memory
+        # Of millions of texts such a dictionary is large; the one by ids comes after the work.
+        del row_of, found
         self._tokens, self._offsets = (
             _in_memory(work) if len(work.texts) < TEXTS_WORTH_CACHING else _cached(work)
         )
+        self._rows = dict(zip(texts, rows.tolist(), strict=True))
 
     def __getitem__(self, identifier: str) -> np.ndarray:
         """The token ids of that text, uint16 where the vocabulary allows, else int32."""
@@ -85,8 +89,7 @@ class _Work:
         self.max_length = max_length
         self.retokenise = retokenise and max_length is not None
         self.description = description
-        largest = max(tokenizer.get_vocab().values())
-        self.dtype = np.dtype(np.uint16 if largest < 1 << 16 else np.int32)
+        self.dtype = _dtype_of(tokenizer)
 
     def key(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
@@ -120,6 +123,12 @@ class _Work:
             return_token_type_ids=False,
             verbose=False,  # about texts above the model's length: they are cut in the pair
         )["input_ids"]
+
+
+@lru_cache(maxsize=8)  # to ask takes longer than to tokenise a short list
+def _dtype_of(tokenizer: Any) -> np.dtype:
+    largest = max(tokenizer.get_vocab().values())
+    return np.dtype(np.uint16 if largest < 1 << 16 else np.int32)
 
 
 def _in_memory(work: _Work) -> tuple[np.ndarray, np.ndarray]:

@@ -49,7 +49,8 @@ class Tracker:
             import wandb  # late: it takes seconds, and most runs do without
 
             known = folder / "wandb_run_id"
-            run_id = known.read_text() if step and known.exists() else secrets.token_hex(4)
+            goes_on = config.resume == "auto" and known.exists()
+            run_id = known.read_text() if goes_on else secrets.token_hex(4)
             with replacing(known) as beside:
                 beside.write_text(run_id)
             self._wandb = wandb.init(
@@ -66,7 +67,12 @@ class Tracker:
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Note figures of one step (counted from 1; 0 is before training)."""
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, **figures}) + "\n")
+            # JSON knows no infinity, and a gradient of fp16 that overflowed is one.
+            finite = {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in figures.items()
+            }
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
         if self._wandb is not None:
             self._wandb.log(dict(figures), step=step)
 

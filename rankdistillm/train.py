@@ -22,12 +22,18 @@ from rankdistillm.cli import remove_unused_folder, run_command
 from rankdistillm.data import TrainingData, read_training_run
 from rankdistillm.devices import default_token_budget, device_of, keep_freed_memory
 from rankdistillm.errors import InputError, check_count
-from rankdistillm.files import replacing
+from rankdistillm.files import check_writable, replacing
 from rankdistillm.gradients import TokenBudget, step_gradients
 from rankdistillm.interruption import stop_requests
 from rankdistillm.metrics import parse_metric
 from rankdistillm.model import CrossEncoder
-from rankdistillm.optim import WeightAverage, make_optimizer, make_scaler, make_schedule
+from rankdistillm.optim import (
+    WeightAverage,
+    make_optimizer,
+    make_scaler,
+    make_schedule,
+    renew_rates,
+)
 from rankdistillm.targets import check_pairing
 from rankdistillm.texts import texts_of_run
 from rankdistillm.tracking import StepFigures, Tracker
@@ -109,16 +115,21 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
         scaler=scaler,
         budget=budget,
     )
-    place: dict[str, Any] = {"step": 0, "best": None, "validations_since_best": 0}
+    measured = _plain(config.data.validation) | {"metric": config.validation.metric}
+    unmeasured = {"best": None, "validations_since_best": 0, "measured": measured}
+    place: dict[str, Any] = {"step": 0, **unmeasured}
     if config.resume == "auto":
         place |= state.load()
+        renew_rates(schedule)
+        if place["measured"] != measured:
+            log.warning("the validation is another one: the best student so far is forgotten")
+            place |= unmeasured
     elif processes.is_first():
         state.remove()
     if processes.is_first():  # only now: a refused training leaves what another one wrote
         restore_folder(output / "checkpoint")
         with replacing(output / "config.yaml") as beside:
             beside.write_text(OmegaConf.to_yaml(config, resolve=True))
-    tracker = Tracker(output, config, step=place["step"])
     log.info(
         "%s on %s (%s): %d lists, %d steps%s",
         config.stage,
@@ -135,6 +146,7 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
             before.write(output / "before.run", tag="before")
 
     # ---- loop
+    tracker = Tracker(output, config, step=place["step"])
     model.train()
     quiet = None if processes.is_first() else True
     patience = config.validation.patience or math.inf
@@ -185,7 +197,9 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
             save_student(model, output / "checkpoint")
     log.info("student: %s", output / "checkpoint")
     if judged:
-        best = CrossEncoder.from_pretrained(output / "checkpoint", **placed)
+        best = CrossEncoder.from_pretrained(
+            output / "checkpoint", retokenise=config.model.retokenise, **placed
+        )
         print_gain(judged, best, config.validation.metric, output)
     return place["best"]
 
@@ -208,13 +222,8 @@ def _make_output_folder(config: DictConfig) -> Path:
     # Each process started at a time of its own, which may be in the folder's name.
     output = Path(processes.of_first(config.output))
     if processes.is_first():
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            remove_unused_folder(output)
-        except OSError as error:
-            raise InputError(
-                f"output={output}: cannot be written ({error.strerror}); choose another folder"
-            ) from error
+        check_writable(output)
+        remove_unused_folder(output)
     return output
 
 

@@ -56,6 +56,17 @@ def test_sigusr2_reaches_its_listener_when_all_is_saved(heard):
     assert len(heard) == 2
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_sigterm_before_or_after_does_not_keep_sigusr2_from_its_listener(order, heard):
+    signals = (signal.SIGUSR2, signal.SIGTERM)
+    with stop_requests() as stop:
+        for i in order:
+            send(signals[i])
+        with pytest.raises(SystemExit):
+            stop.end()
+    assert heard == [signal.SIGUSR2]
+
+
 def test_a_signal_of_another_process_ends_as_sigterm():
     with stop_requests() as stop, pytest.raises(SystemExit) as ended:
         stop.end()

@@ -2,6 +2,8 @@
 
 import json
 import math
+import resource
+import shutil
 
 import pytest
 import torch
@@ -152,6 +154,43 @@ def test_another_training_in_the_same_folder_is_refused(train, tmp_path):
     assert train("optim.learning_rate=2e-3", "resume=never").status == 0
 
 
+def test_a_longer_training_goes_on_at_the_rate_of_its_own_schedule(train, tmp_path):
+    assert train("optim.warmup=0").status == 0
+    assert train("optim.warmup=0", "max_steps=10").status == 0
+    rates = [line["learning_rate"] for line in metrics(tmp_path / "out") if "loss" in line]
+    assert rates[:5] == pytest.approx([1e-3 * (1 - n / 5) for n in range(5)])
+    assert rates[5:] == pytest.approx([1e-3 * (1 - n / 10) for n in range(5, 10)])
+
+
+def test_the_best_student_is_one_of_the_present_validation(train, tmp_path):
+    assert train().status == 0
+    result = train("validation.metric=recall@1", "max_steps=6")
+    assert "the validation is another one" in result.out
+    assert "step 6: validation recall@1 0.0" in result.out  # far below the best ndcg@10
+    state = torch.load(tmp_path / "out/state/6.pt", weights_only=True)
+    assert state["place"]["best"] == metrics(tmp_path / "out")[-1]["validation/recall@1"]
+
+
+@pytest.mark.parametrize("room", [50_000, 500_000])
+def test_a_disk_that_is_full_ends_in_one_line_and_leaves_nothing_half_written(
+    room, train, tmp_path
+):
+    """The first room is too small for a student, the second for the state."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        result = train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    last = result.err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "cannot be written" in last
+    assert "Traceback" not in result.err
+    assert [path.name for path in tmp_path.rglob("*") if "part" in path.name] == []
+    assert not list((tmp_path / "out").glob("state/*.pt"))
+    assert (tmp_path / "out/checkpoint").exists() == (room > 100_000)
+
+
 def test_a_student_that_a_kill_left_between_two_names_is_put_back(train, tmp_path):
     assert train().status == 0
     (tmp_path / "out/checkpoint").rename(tmp_path / "out/.checkpoint.old")
@@ -242,8 +281,6 @@ def test_a_sweep_names_folders_by_what_varies_and_refuses_what_makes_no_sense(tr
 
 
 def test_main_returns_the_validation_metric(train, tmp_path, monkeypatch):
-    from rankdistillm import train as train_module
-
     returned = []
     original = train_module.train
     monkeypatch.setattr(
@@ -298,6 +335,11 @@ def test_wandb_offline_needs_no_account(train, tmp_path, monkeypatch):
     runs = list((tmp_path / "out/wandb").glob("offline-run-*"))
     known = (tmp_path / "out/wandb_run_id").read_text()
     assert {path.name.rpartition("-")[2] for path in runs} == {known}  # resumed: the same run
+    shutil.rmtree(tmp_path / "out/state")  # as if stopped before the first checkpoint
+    assert train("wandb.mode=offline").status == 0
+    assert (tmp_path / "out/wandb_run_id").read_text() == known
+    assert train("wandb.mode=offline", "resume=never").status == 0
+    assert (tmp_path / "out/wandb_run_id").read_text() != known
 
 
 @pytest.mark.parametrize(
@@ -313,7 +355,7 @@ def test_wandb_offline_needs_no_account(train, tmp_path, monkeypatch):
         (["wandb.mode=on"], "wandb.mode=on is not one of disabled, offline, online"),
         (["resume=maybe"], "resume=maybe is not one of auto, never"),
         (["model.path=nowhere/checkpoint"], "model.path=nowhere/checkpoint: no model"),
-        (["output=/dev/null/x"], "output=/dev/null/x: cannot be written"),
+        (["output=/dev/null/x"], "/dev/null/x: cannot be written"),
         (["data.train.run=nowhere.run"], "nowhere.run: neither a file nor an ir_datasets id"),
         (["epoch=3"], "epoch"),
         (["optim.learning_rate=1e30", "optim.warmup=0"], "diverged; lower optim.learning_rate"),
@@ -324,6 +366,7 @@ def test_wandb_offline_needs_no_account(train, tmp_path, monkeypatch):
         (["queries_per_step=0"], "queries_per_step=0 is not a whole number from 1 on"),
         (["max_steps=0"], "max_steps=0 is not a whole number"),
         (["epochs=0"], "epochs=0 is not a number above 0"),
+        (["epochs=0.0001", "max_steps=null"], "are less than one list; raise epochs"),
         (["validation.metric=foo"], "unknown metric 'foo'"),
     ],
 )
@@ -339,6 +382,13 @@ def test_bad_input_ends_in_one_line(arguments, said, train):
 def test_no_stage_names_the_choices(train):
     result = train(stage=None)
     assert result.status == "error: no stage: add +stage=prefinetune or +stage=distill"
+
+
+def test_what_is_not_finite_is_null_in_the_metrics(tmp_path):
+    tracker = Tracker(tmp_path, OmegaConf.create({"wandb": {"mode": "disabled"}}))
+    tracker.log(1, {"loss": 0.5, "grad_norm": math.inf})
+    tracker.close()
+    assert metrics(tmp_path) == [{"step": 1, "loss": 0.5, "grad_norm": None}]
 
 
 def test_a_training_from_step_0_says_whose_figures_it_replaces(tmp_path, caplog):

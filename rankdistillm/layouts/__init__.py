@@ -65,7 +65,10 @@ def write_checkpoint(
     if layout not in LAYOUTS or is_classifier != (layout == "classifier"):
         fitting = "classifier" if is_classifier else "encoder or mono"
         raise InputError(f"layout={layout} does not fit this student; use {fitting}")
-    tokenizer.save_pretrained(folder)
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the class that tokenizers has for a file that it cannot write
+        raise OSError(str(error)) from error
     LAYOUTS[layout].write(network, folder, settings)
 
 
