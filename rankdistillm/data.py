@@ -1,9 +1,7 @@
 """Training lists -> batches, in an order that depends on nothing but the seed and the step."""
 
 import logging
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rankdistillm.devices import made_ahead
 from rankdistillm.errors import InputError
 from rankdistillm.qrels import Qrels, check_overlap, read_qrels
 from rankdistillm.runs import Run
@@ -21,9 +20,6 @@ from rankdistillm.token_cache import TokenisedTexts
 from rankdistillm.tokens import PackedPairs, PairTemplate, count_tokens
 
 log = logging.getLogger(__name__)
-
-# Batches that are made while the device is busy with the one before.
-AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -131,12 +127,7 @@ class TrainingData:
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """The batches from step ``start`` on, each made in the background before it is needed."""
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            ahead = deque(thread.submit(self.batch, s) for s in range(start, len(self))[:AHEAD])
-            for step in range(start, len(self)):
-                if step + AHEAD < len(self):
-                    ahead.append(thread.submit(self.batch, step + AHEAD))
-                yield ahead.popleft().result()
+        return made_ahead(self.batch, range(start, len(self)))
 
     def batch(self, step: int) -> Batch:
         """The batch of ``step``, counted from 0."""

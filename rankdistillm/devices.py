@@ -3,13 +3,21 @@
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rankdistillm.errors import InputError
+
+T = TypeVar("T")
+
+# So many are made while the device is busy with the one before.
+AHEAD = 2
 
 
 def device_of(name: str | torch.device) -> torch.device:
@@ -81,6 +89,18 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def made_ahead(make: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
+    """``make`` of each number, in the background while what came before is in use."""
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        for number in numbers:
+            waiting.append(thread.submit(make, number))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def read_later(values: Tensor) -> Callable[[], list[float]]:
     """Start to copy the values back; the function returned waits until they are there.
 
@@ -98,16 +118,3 @@ def read_later(values: Tensor) -> Callable[[], list[float]]:
         return host.tolist()
 
     return read
-
-
-def default_token_budget(device: torch.device, num_layers: int, hidden_size: int) -> int:
-    """How many tokens of a training step fit on the device at once.
-
-    An encoder layer keeps about 64 bytes for each token and hidden unit until the backward pass
-    (bf16 activations, float32 layer norms); a third of the device is left for weights, optimiser
-    and workspace. On CPUs memory is not what bounds: the usual budget is 16,384.
-    """
-    if device.type != "cuda":
-        return 16_384
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(4096, int(free / 1.5) // (64 * num_layers * hidden_size))

@@ -60,15 +60,15 @@ def to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def check_writable(folder: Path) -> None:
-    """Make the folder, if need be; `InputError` where no file can be written there."""
+def check_writable(folder: Path, wanted: str) -> None:
+    """Make the folder, if need be; where no file can be written an `InputError` for ``wanted``."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise InputError(
-            f"{folder}: cannot be written ({error.strerror or error}); choose another place"
+            f"{wanted}: cannot be written ({error.strerror or error}); choose another place"
         ) from error
 
 

@@ -33,6 +33,22 @@ Loss = Callable[..., Tensor]
 class TokenBudget:
     """How many tokens go through the model in one forward pass; halved where they do not fit."""
 
+    @classmethod
+    def for_model(cls, model: CrossEncoder, tokens: int | None = None) -> "TokenBudget":
+        """``tokens``; for None what fits on the model's device while it trains.
+
+        On CPUs memory is not what bounds: the usual budget is 16,384.
+        """
+        if tokens is None and model.device.type == "cuda":
+            # Bytes that a layer keeps for a token and hidden unit until the backward pass: 36 to
+            # 40 were counted with half precision and flash attention, up to 105 with float32 or
+            # padding. A third of the device is left for weights, optimiser and workspace.
+            kept = 64 if model.autocast_dtype.itemsize == 2 and not model.padded else 128
+            num_layers, hidden_size = model.size
+            free, _ = torch.cuda.mem_get_info(model.device)
+            tokens = max(4096, int(free / 1.5) // (kept * num_layers * hidden_size))
+        return cls(tokens or 16_384)
+
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
         self._halved = False

@@ -118,7 +118,7 @@ class CrossEncoder(nn.Module):
         scores = torch.cat([scored for _, scored in self.score_chunks(pairs, chunks)])
         restore = np.empty(len(pairs), dtype=np.int64)
         restore[np.concatenate(chunks)] = np.arange(len(pairs))
-        return scores[to_device(restore, self.device)]
+        return scores.index_select(0, to_device(restore, self.device))
 
     def score_chunks(
         self, pairs: PackedPairs, chunks: Sequence[np.ndarray]
@@ -153,7 +153,7 @@ class CrossEncoder(nn.Module):
         ``token_budget``: None for what fills the device, which is more on a GPU.
         """
         if token_budget is None:
-            token_budget = CHUNK_TOKENS * (1 if self.device.type == "cpu" else 32)
+            token_budget = CHUNK_TOKENS * (1 if self.device.type == "cpu" else 64)
         return plan_chunks(lengths, token_budget, padded=self.padded)
 
     @property

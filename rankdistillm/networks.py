@@ -1,5 +1,6 @@
 """What turns the embedded tokens of pairs into scores: an encoder and what stands on top of it."""
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -90,6 +91,11 @@ class ClassifierNetwork(nn.Module):
         self.packed = use_packed_layers(classifier.base_model, first_only=True)
         if self.packed:
             use_packed_attention(classifier)
+        encoder = classifier.base_model
+        head = [module for module in classifier.children() if module is not encoder]
+        for module in (*head, getattr(encoder, "pooler", None)):
+            if isinstance(module, nn.Module):
+                module.forward = MethodType(_forward_in_float32, module)
         self.classifier: Any = classifier
 
     @property
@@ -103,7 +109,13 @@ class ClassifierNetwork(nn.Module):
     def forward(self, embedded: Tensor, types: Tensor | None, segments: Segments) -> Tensor:
         """Scores ``[pairs]``; the inputs are those of `MonoNetwork.forward`."""
         inputs = _encoder_inputs(self.classifier, self.packed, embedded, types, segments)
-        return self.classifier(**inputs).logits.squeeze(-1).float()
+        return self.classifier(**inputs).logits.squeeze(-1)
+
+
+def _forward_in_float32(module: Any, states: Tensor, *rest: Any, **options: Any) -> Any:
+    """A module's forward without autocast, whose bf16 would let scores of 8 differ by 1/16."""
+    with torch.autocast(states.device.type, enabled=False):
+        return type(module).forward(module, states.float(), *rest, **options)
 
 
 def _encoder_inputs(

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from rankdistillm import processes
 from rankdistillm.cli import run_command
-from rankdistillm.devices import device_of, keep_freed_memory
+from rankdistillm.devices import device_of, keep_freed_memory, made_ahead, read_later
 from rankdistillm.errors import InputError
 from rankdistillm.files import check_writable
 from rankdistillm.model import CrossEncoder
@@ -140,6 +140,17 @@ class Reranker:
     ) -> np.ndarray:
         model, activation = self.model, self.model.network.activation
         scores = np.zeros(len(pairs), dtype=np.float32)
+        waiting: deque[tuple[np.ndarray, Callable[[], list[float]]]] = deque()
+        starts = range(0, len(pairs), PAIRS_AT_ONCE)
+
+        def pack(start: int) -> PackedPairs:
+            window = pairs[start : start + PAIRS_AT_ONCE]
+            return model.template.pack([(queries[q], docs[d]) for q, d in window])
+
+        def read_next() -> None:
+            chosen, read = waiting.popleft()
+            scores[chosen] = read()
+
         was_training = model.training
         model.eval()
         try:
@@ -148,9 +159,7 @@ class Reranker:
                 total=len(pairs), desc="re-rank", unit="pair", disable=None if shown else True
             )
             with bar, model.autocast():
-                for start in range(0, len(pairs), PAIRS_AT_ONCE):
-                    window = pairs[start : start + PAIRS_AT_ONCE]
-                    packed = model.template.pack([(queries[q], docs[d]) for q, d in window])
+                for start, packed in zip(starts, made_ahead(pack, starts), strict=True):
                     # Each process takes some of the chunks that one alone would make, so that its
                     # scores are the same to the last bit.
                     chunks = model.plan_chunks(packed.lengths)
@@ -158,8 +167,13 @@ class Reranker:
                     for chosen, scored in self._score_chunks(packed, own):
                         if activation is not None:
                             scored = activation(scored)
-                        scores[start + chosen] = scored.cpu().numpy()
+                        waiting.append((start + chosen, read_later(scored)))
                         bar.update(len(chosen) * processes.count())
+                        # A GPU computes the next ones meanwhile.
+                        while len(waiting) > (1 if scored.is_cuda else 0):
+                            read_next()
+                while waiting:
+                    read_next()
         finally:
             model.train(was_training)
         scores = self._gathered(scores)
@@ -213,7 +227,7 @@ def rerank(config: DictConfig) -> None:
 
 def _rerank(config: DictConfig, device: torch.device) -> None:
     if processes.is_first():  # before the work that would be lost
-        check_writable(Path(config.output).parent)
+        check_writable(Path(config.output).parent, config.output)
     run = Run.read(config.run).truncate(config.depth)
     queries, docs = texts_of_run(run, config.data.queries, config.data.docs)
     reranker = Reranker.from_pretrained(

@@ -20,7 +20,7 @@ from rankdistillm import processes
 from rankdistillm.checkpoint import TrainingState, restore_folder, save_student
 from rankdistillm.cli import remove_unused_folder, run_command
 from rankdistillm.data import TrainingData, read_training_run
-from rankdistillm.devices import default_token_budget, device_of, keep_freed_memory
+from rankdistillm.devices import device_of, keep_freed_memory
 from rankdistillm.errors import InputError, check_count
 from rankdistillm.files import check_writable, replacing
 from rankdistillm.gradients import TokenBudget, step_gradients
@@ -103,7 +103,7 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
     is_fp16 = model.autocast_dtype == torch.float16
     scaler = make_scaler(device, is_fp16)
     average = WeightAverage(model, optim.ema)
-    budget = TokenBudget(config.token_budget or default_token_budget(device, *model.size))
+    budget = TokenBudget.for_model(model, config.token_budget)
     state = TrainingState(
         output / "state",
         {name: _plain(OmegaConf.select(config, name)) for name in SETTING}
@@ -153,6 +153,7 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
     last = len(data) if place["validations_since_best"] < patience else place["step"]
     bar = tqdm(range(place["step"], last), config.stage, disable=quiet, smoothing=0.05)
     figures = StepFigures(tracker, bar, overflow_is_routine=is_fp16)
+    scale = scaler.get_scale()
     with closing(bar), closing(tracker), stop_requests() as stop:
         for step, batch in zip(bar, data.batches(place["step"]), strict=False):
             # ================= one training step =================
@@ -167,10 +168,11 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
                 num_pairs=len(batch.pairs),
                 stop_asked=stop.asked,
             )
-            scale = scaler.get_scale() if is_fp16 else 1.0
             scaler.step(optimizer)
             scaler.update()
-            if not is_fp16 or scaler.get_scale() >= scale:  # else fp16 overflowed: no step
+            # Only fp16 has to wait for the device: whether it overflowed, so that there is no step.
+            scale, scale_before = scaler.get_scale() if is_fp16 else scale, scale
+            if scale >= scale_before:
                 schedule.step()
                 average.update()
             optimizer.zero_grad(set_to_none=True)
@@ -222,7 +224,7 @@ def _make_output_folder(config: DictConfig) -> Path:
     # Each process started at a time of its own, which may be in the folder's name.
     output = Path(processes.of_first(config.output))
     if processes.is_first():
-        check_writable(output)
+        check_writable(output, f"output={output}")
         remove_unused_folder(output)
     return output
 

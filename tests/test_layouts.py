@@ -25,7 +25,8 @@ DOCS = ["The tide follows the Moon.", "", "café 潮汐", "Bread rises because y
 
 
 def scores(path, **options):
-    reranker = Reranker.from_pretrained(path, device="cpu", precision="fp32", **options)
+    options = {"device": "cpu", "precision": "fp32"} | options
+    reranker = Reranker.from_pretrained(path, **options)
     return np.concatenate([reranker.score(query, DOCS) for query in QUERIES])
 
 
@@ -219,6 +220,15 @@ def test_classifiers_score_as_in_transformers(architecture, tmp_path):
     expected = classifier_checkpoint(tmp_path, architecture)()
     assert np.ptp(expected) > 0.1
     assert scores(tmp_path) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "electra", "roberta", "modernbert", "deberta"])
+def test_scores_of_classifiers_are_not_rounded_to_bf16(architecture, tmp_path):
+    expected = classifier_checkpoint(tmp_path, architecture)()
+    found = torch.from_numpy(scores(tmp_path, precision="bf16"))
+    assert found.dtype == torch.float32
+    assert (found != found.bfloat16().float()).any()
+    assert found.numpy() == pytest.approx(expected, abs=0.2)
 
 
 @pytest.mark.parametrize(

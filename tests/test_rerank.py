@@ -103,6 +103,12 @@ def files(tmp_path):
     return ["data=local", "data.docs=docs.tsv", "data.queries=queries.tsv", "run=first.run"]
 
 
+def test_the_output_is_tried_before_the_work(command, student, files, monkeypatch):
+    monkeypatch.setattr(Reranker, "from_pretrained", None)  # not to be reached
+    result = command("rerank", f"model.path={student}", *files, "output=/dev/null/o.run")
+    assert "/dev/null/o.run: cannot be written" in result.err
+
+
 @pytest.mark.parametrize("output", ["new/out.run", "out.jsonl", "out.parquet", "out.run.gz"])
 def test_command_writes_the_run_that_the_class_makes(output, command, student, files, tmp_path):
     result = command(

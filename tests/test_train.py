@@ -355,7 +355,7 @@ def test_wandb_offline_needs_no_account(train, tmp_path, monkeypatch):
         (["wandb.mode=on"], "wandb.mode=on is not one of disabled, offline, online"),
         (["resume=maybe"], "resume=maybe is not one of auto, never"),
         (["model.path=nowhere/checkpoint"], "model.path=nowhere/checkpoint: no model"),
-        (["output=/dev/null/x"], "/dev/null/x: cannot be written"),
+        (["output=/dev/null/x"], "output=/dev/null/x: cannot be written"),
         (["data.train.run=nowhere.run"], "nowhere.run: neither a file nor an ir_datasets id"),
         (["epoch=3"], "epoch"),
         (["optim.learning_rate=1e30", "optim.warmup=0"], "diverged; lower optim.learning_rate"),

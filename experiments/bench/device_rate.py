@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+from torch.nn.utils import clip_grad_norm_
 from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel
 
 from experiments.bench.generated import collection
 from rankdistillm.data import TrainingData
 from rankdistillm.devices import (
     autocast_dtype_of,
-    default_token_budget,
     device_of,
     keep_freed_memory,
 )
@@ -133,11 +133,13 @@ def main() -> None:
     )
     optimizer = make_optimizer(model, 1e-5, 0.01)
     scaler = make_scaler(device, is_fp16=model.autocast_dtype == torch.float16)
-    budget = TokenBudget(default_token_budget(device, *model.size))
+    budget = TokenBudget.for_model(model)
     batches = [data.batch(step) for step in range(len(data))]
 
     def train(step: int) -> None:
         step_gradients(model, ranknet_loss, batches[step], budget=budget, scaler=scaler)
+        scaler.unscale_(optimizer)
+        clip_grad_norm_(model.parameters(), 1.0)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)

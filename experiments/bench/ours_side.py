@@ -9,7 +9,7 @@ from lists import QUERIES_PER_STEP, Batch, measure, read_batches
 from torch.nn.utils import clip_grad_norm_
 
 from rankdistillm.data import TrainingData
-from rankdistillm.devices import default_token_budget, device_of, keep_freed_memory
+from rankdistillm.devices import device_of, keep_freed_memory
 from rankdistillm.gradients import TokenBudget, step_gradients
 from rankdistillm.losses import ranknet_loss
 from rankdistillm.model import CrossEncoder
@@ -45,7 +45,7 @@ def run_of(batch: Batch) -> Run:
 if what == "train":
     optimizer = make_optimizer(model, 1e-5, 0.01)
     scaler = make_scaler(device, is_fp16=False)
-    budget = TokenBudget(default_token_budget(device, *model.size))
+    budget = TokenBudget.for_model(model)
     model.train()
 
     def step(batch: Batch) -> None:
