@@ -35,6 +35,7 @@ def parts(batch: Batch) -> tuple[list[str], list[list[str]], list[str], list[lis
 
 def train(batch: Batch) -> None:
     targets = torch.cat([torch.arange(len(docs), 0, -1) for _, _, docs in batch]).view(-1, 1)
+    targets = targets.to(device)
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
         loss = module.training_step(TrainBatch(*parts(batch), targets=targets), 0)["loss"]
     loss.backward()
@@ -49,5 +50,5 @@ def rerank(batch: Batch) -> None:
 
 module.train(what == "train")
 module.model.train(what == "train")
-synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
-measure(read_batches(folder, steps), train if what == "train" else rerank, synchronise)
+step = train if what == "train" else rerank
+measure(read_batches(folder, steps), step, torch.cuda.synchronize if device == "cuda" else None)

@@ -44,15 +44,27 @@ def set_dropout(model: Any, rate: float) -> None:
 
 
 def measure(
-    batches: list[Batch], step: Callable[[Batch], Any], synchronise: Callable[[], Any]
+    batches: list[Batch],
+    step: Callable[[Batch], Any],
+    synchronise: Callable[[], Any] | None = None,
 ) -> None:
-    """Time all but the first batch, and print pairs per second as one line of JSON."""
-    step(batches[0])
-    synchronise()
-    started = time.perf_counter()
-    for batch in batches[1:]:
+    """Time all but the first batch, and print pairs per second as one line of JSON.
+
+    ``synchronise`` waits for a GPU. A step is short there, but for the first one of each shape: all
+    batches are timed ten times, after three times that are not.
+    """
+    warm_up, timed = batches[:1], batches[1:]
+    if synchronise is not None:
+        warm_up, timed = batches * 3, batches * 10
+    for batch in warm_up:
         step(batch)
-    synchronise()
+    if synchronise is not None:
+        synchronise()
+    started = time.perf_counter()
+    for batch in timed:
+        step(batch)
+    if synchronise is not None:
+        synchronise()
     seconds = time.perf_counter() - started
-    pairs = sum(len(docs) for batch in batches[1:] for _, _, docs in batch)
+    pairs = sum(len(docs) for batch in timed for _, _, docs in batch)
     print(json.dumps({"pairs_per_second": pairs / seconds}))

@@ -22,7 +22,6 @@ precision, path = sys.argv[5:]
 batches = read_batches(folder, steps)
 device = device_of("auto")
 keep_freed_memory(device)
-synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 torch.manual_seed(0)
 model = CrossEncoder.from_pretrained(path, dropout=dropout, device=device, precision=precision)
 
@@ -77,4 +76,4 @@ else:
         reranker.rerank(run_of(batch), *texts_of(batch), progress=False)
 
 
-measure(batches, step, synchronise)
+measure(batches, step, torch.cuda.synchronize if device.type == "cuda" else None)

@@ -13,7 +13,9 @@ precision, path = sys.argv[5:]
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.manual_seed(0)
 model = CrossEncoder(path, num_labels=1, max_length=292, device=device)
-loss_of = RankNetLoss(model)
+on_gpu = device == "cuda"
+# Its own default is as many pairs at once as there are queries, four; a GPU would be idle.
+loss_of = RankNetLoss(model, mini_batch_size=-1 if on_gpu else None)
 set_dropout(model, dropout)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
@@ -32,9 +34,9 @@ def train(batch: Batch) -> None:
 def rerank(batch: Batch) -> None:
     pairs = [(query, text) for _, query, docs in batch for _, text in docs]
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-        model.predict(pairs, batch_size=32, show_progress_bar=False)
+        model.predict(pairs, batch_size=512 if on_gpu else 32, show_progress_bar=False)
 
 
 model.train(what == "train")
-synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
-measure(read_batches(folder, steps), train if what == "train" else rerank, synchronise)
+step = train if what == "train" else rerank
+measure(read_batches(folder, steps), step, torch.cuda.synchronize if on_gpu else None)
