@@ -174,8 +174,10 @@ def attend(
         from torch.nn.attention.varlen import varlen_attn
 
         options: dict[str, Any] = {} if window is None else {"window_size": (window, window)}
-        # The kernel scales by itself, in some versions of torch always by this.
-        query = query * (scaling * query.shape[-1] ** 0.5)
+        if "scale" in _flash_parameters():
+            options["scale"] = scaling
+        else:  # torch 2.10 scales by 1 / √(head size)
+            query = query * (scaling * query.shape[-1] ** 0.5)
         context: Any = varlen_attn(
             query.contiguous(),
             key.contiguous(),

@@ -222,10 +222,11 @@ def _crc32(path: Path) -> int:
 
 
 def _map(entry: Path, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    offsets = np.memmap(entry / "offsets.bin", np.int64, mode="r")
+    # As plain arrays, of which a slice takes a tenth of the time.
+    offsets = np.asarray(np.memmap(entry / "offsets.bin", np.int64, mode="r"))
     if not offsets[-1]:  # a file without content cannot be mapped
         return np.empty(0, dtype), offsets
-    return np.memmap(entry / "tokens.bin", dtype, mode="r"), offsets
+    return np.asarray(np.memmap(entry / "tokens.bin", dtype, mode="r")), offsets
 
 
 def _flat(batch: list[list[int]], dtype: np.dtype) -> np.ndarray:

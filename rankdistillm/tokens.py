@@ -67,39 +67,42 @@ class PairTemplate:
 
     def pack(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> "PackedPairs":
         """Join (query tokens, passage tokens) pairs into one `PackedPairs`."""
-        tokens: list[np.ndarray] = [np.empty(0, np.int32)]
-        types: list[np.ndarray] = [np.empty(0, np.int32)]
-        lengths = []
-        for query, doc in pairs:
-            query, doc = self._cut(query, doc)
-            parts = (self.before, query, self.between, doc, self.after)
-            tokens.extend(parts)
-            types.extend(
-                (
-                    self.before_types,
-                    np.full(len(query), self.query_type, np.int32),
-                    self.between_types,
-                    np.full(len(doc), self.doc_type, np.int32),
-                    self.after_types,
-                )
-            )
-            lengths.append(sum(map(len, parts)))
-        return PackedPairs(
-            np.concatenate(tokens),
-            np.concatenate(types) if self.has_types else None,
-            np.array(lengths, dtype=np.int64),
-        )
+        texts = [text for pair in pairs for text in pair]
+        sizes = np.fromiter(map(len, texts), np.int64, len(texts)).reshape(-1, 2)
+        kept = self._cut(sizes)
+        if (kept < sizes).any():
+            texts = [text[:size] for text, size in zip(texts, kept.ravel(), strict=True)]
+            sizes = kept
+        lengths = sizes.sum(1) + self._num_special
+        starts = np.cumsum(lengths) - lengths
+        tokens, types = np.empty((2, lengths.sum()), np.int32)
+        is_text = np.ones(len(tokens), bool)
+        for places, special, special_types in (
+            (starts, self.before, self.before_types),
+            (starts + len(self.before) + sizes[:, 0], self.between, self.between_types),
+            (starts + lengths - len(self.after), self.after, self.after_types),
+        ):
+            for i in range(len(special)):
+                tokens[places + i] = special[i]
+                types[places + i] = special_types[i]
+                is_text[places + i] = False
+        tokens[is_text] = np.concatenate([np.empty(0, np.int32), *texts])
+        types[is_text] = np.repeat([self.query_type, self.doc_type] * len(pairs), sizes.ravel())
+        return PackedPairs(tokens, types if self.has_types else None, lengths)
 
-    def _cut(self, query: np.ndarray, doc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _cut(self, sizes: np.ndarray) -> np.ndarray:
+        """How much of each (query, passage) is kept: tokens ``[pairs, 2]`` in and out."""
         if self.max_length is None:
-            return query, doc
-        room = self.max_length - len(self.before) - len(self.between) - len(self.after)
-        if len(query) + len(doc) <= room:
-            return query, doc
-        shorter = min(len(query), len(doc), room // 2)
-        if len(query) <= len(doc):
-            return query[:shorter], doc[: room - shorter]
-        return query[: room - shorter], doc[:shorter]
+            return sizes
+        room = self.max_length - self._num_special
+        shorter = np.minimum(sizes.min(1), room // 2)
+        is_shorter = np.stack([sizes[:, 0] <= sizes[:, 1], sizes[:, 0] > sizes[:, 1]], 1)
+        cut = np.where(is_shorter, shorter[:, None], room - shorter[:, None])
+        return np.where(sizes.sum(1, keepdims=True) > room, cut, sizes)
+
+    @property
+    def _num_special(self) -> int:
+        return len(self.before) + len(self.between) + len(self.after)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,45 @@ def test_values_and_gradients_are_those_of_each_pair_alone(window):
         torch.testing.assert_close(gradient, wanted)
 
 
+def kernel_210(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
+    """What stands in for torch's kernel, as of torch 2.10."""
+    return kernel(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)
+
+
+def kernel(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)
+):
+    """The same, as of torch 2.13."""
+    for bounds, longest in ((cu_seq_q, max_q), (cu_seq_k, max_k)):
+        assert bounds.dtype == torch.int32
+        assert bounds.diff().tolist() == LENGTHS.tolist()
+        assert longest == LENGTHS.max()
+    assert all(states.is_contiguous() for states in (query, key, value))
+    left, right = window_size
+    assert left == right
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return reference(query, key, value, scale, None if left == -1 else left)
+
+
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("stand_in", [kernel_210, kernel])
+def test_the_kernel_of_a_gpu_is_given_what_it_takes(stand_in, window, monkeypatch):
+    torch.manual_seed(6)
+    inputs = [rows(LENGTHS.sum()) for _ in range(3)]
+    expected = reference(*inputs, 0.3, window)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
+    monkeypatch.setattr(module, "_has_flash", lambda _: True)
+    module._flash_parameters.cache_clear()
+    called = []
+    monkeypatch.setattr(module._InRectangle, "apply", lambda *_: called.append(1) or inputs[0])
+    found = attend(*inputs, SEGMENTS, 0.3, 0.0, window)
+    module._flash_parameters.cache_clear()
+    # torch 2.10's has no window: such layers take rectangles.
+    assert bool(called) == (stand_in is kernel_210 and window is not None)
+    if not called:
+        torch.testing.assert_close(found, expected)
+
+
 def test_rectangles_hold_all_pairs_in_turn_with_little_padding_and_few_products(monkeypatch):
     monkeypatch.setattr(module, "PRODUCTS", 40)
     segments = Segments(np.array([9, 4, 3, 4, 2, 3, 3, 3, 1, 1]), CPU)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -59,18 +60,27 @@ def kill_often(output: Path, kills: int, seed: int, overrides: Sequence[str]) ->
     return met
 
 
-def same_weights(one: Path, other: Path) -> bool:
-    """Whether the last states and the students of two trainings are equal bit for bit."""
-    students = [load_file(folder / "checkpoint/model.safetensors") for folder in (one, other)]
-    states = []
+def same_end(one: Path, other: Path) -> bool:
+    """Whether the students and the last states of two trainings are equal bit for bit.
+
+    A state is weights, averages, optimiser, schedule, random generators and the place in the data.
+    """
+    ends = []
     for folder in (one, other):
-        file = folder / f"state/{_newest_step(folder)}.pt"
-        states.append(torch.load(file, weights_only=True)["model"])
-    return all(
-        pair[0].keys() == pair[1].keys()
-        and all(torch.equal(pair[0][n], pair[1][n]) for n in pair[0])
-        for pair in (students, states)
-    )
+        student = load_file(folder / "checkpoint/model.safetensors")
+        state = torch.load(folder / f"state/{_newest_step(folder)}.pt", weights_only=True)
+        ends.append({"student": student, "state": state})
+    return _equal(*ends)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return one == other
 
 
 def _newest_step(output: Path) -> int:
@@ -93,8 +103,8 @@ def main() -> None:
     met = kill_often(cut, arguments.kills, arguments.seed, overrides)
     for place in sorted(set(met)):
         print(f"killed {met.count(place):2d} times: {place}")
-    same = same_weights(whole, cut)
-    print("the same weights, bit for bit" if same else "DIFFERENT weights")
+    same = same_end(whole, cut)
+    print("the same student and state, bit for bit" if same else "a DIFFERENT student or state")
     sys.exit(0 if same else 1)
 
 

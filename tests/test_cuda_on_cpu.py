@@ -1,0 +1,136 @@
+"""What only a GPU can show: its half precision, its attention kernel, its asynchrony."""
+
+import json
+
+import pytest
+import torch
+from test_data import make
+from test_gradients import distance, gradients, load
+from test_model import PAIRS, pack
+from torch.amp import GradScaler
+
+from rankdistillm import gradients as gradients_module
+from rankdistillm import model as model_module
+from rankdistillm.gradients import TokenBudget, step_gradients
+from rankdistillm.losses import ranknet_loss
+from rankdistillm.optim import make_optimizer, make_scaler
+from rankdistillm.packed_attention import MODEL_TYPES
+from rankdistillm.rerank import Reranker
+
+DEVICE = "cpu"
+
+
+@pytest.fixture
+def batch():
+    return make(sizes=(6, 3, 6, 2, 6), per_step=5, epochs=1, list_size=6).batch(0)
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.05), ("fp16", 0.02)]
+)
+@pytest.mark.parametrize("architecture", [*MODEL_TYPES, "deberta"])
+def test_scores_and_gradients_are_those_of_a_cpu(
+    architecture, precision, tolerance, batch, tiny_models
+):
+    path = tiny_models(architecture)
+    expected, found = load(path), load(path, device=DEVICE, precision=precision)
+    pairs = pack(expected, PAIRS)
+    with torch.no_grad():
+        scores, wanted = found.eval()(pairs).cpu(), expected.eval()(pairs)
+    assert scores.dtype == torch.float32
+    assert (scores - wanted).square().mean().sqrt() < tolerance * wanted.std()
+    if architecture in ("bert", "electra"):  # whose tokeniser the batch is made with
+        _, gradient, _ = gradients(found.train(), ranknet_loss, batch, 10**6)
+        _, exact, _ = gradients(expected.train(), ranknet_loss, batch, 10**6)
+        assert distance({n: g.cpu() for n, g in gradient.items()}, exact) < 4 * tolerance
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gradient_caching_draws_the_same_dropout_twice(precision, tiny_bert, monkeypatch):
+    monkeypatch.setattr(model_module, "CHUNK_TOKENS", 1)  # 64 tokens at once, or one pair
+    one_list = make(sizes=(12,), per_step=1, epochs=1, list_size=12).batch(0)
+    model = load(tiny_bert, dropout=0.3, device=DEVICE, precision=precision)
+    value, expected, _ = gradients(model, ranknet_loss, one_list, 10**6)
+    cached_value, found, _ = gradients(model, ranknet_loss, one_list, 64)
+    assert float(cached_value) == pytest.approx(float(value), rel=1e-4)
+    assert distance(found, expected) < 1e-2
+    _, without, _ = gradients(load(tiny_bert, device=DEVICE), ranknet_loss, one_list, 64)
+    assert distance(without, expected) > 0.1
+
+
+def test_a_step_does_not_wait_for_the_device(batch, tiny_bert):
+    model = load(tiny_bert, dropout=0.1, device=DEVICE, precision="bf16")
+    optimizer = make_optimizer(model, 1e-4, 0.01)
+    scaler = make_scaler(model.device, is_fp16=False)
+
+    def step():
+        budget = TokenBudget(10**6)
+        step_gradients(model, ranknet_loss, batch, budget=budget, scaler=scaler)
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()  # what is made once may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_what_is_not_finite_is_no_step(batch, tiny_bert):
+    model = load(tiny_bert, device=DEVICE, precision="bf16")
+    optimizer = make_optimizer(model, 1e-2, 0.01)
+    scaler = make_scaler(model.device, is_fp16=False)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+
+    def infinite(scores, targets, **options):
+        return ranknet_loss(scores, targets, **options) * float("inf")
+
+    step_gradients(model, infinite, batch, budget=TokenBudget(10**6), scaler=scaler)
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_a_step_that_does_not_fit_is_repeated_under_half_the_budget(batch, tiny_bert, monkeypatch):
+    model = load(tiny_bert, dropout=0.3, device=DEVICE)
+    _, expected, _ = gradients(model, ranknet_loss, batch, 100)
+    accumulate = gradients_module.accumulate_gradients
+
+    def cramped(*given, token_budget, **options):
+        value = accumulate(*given, token_budget=token_budget, **options)
+        if token_budget > 100:
+            torch.empty(2**50, device=DEVICE)  # more than there is
+        return value
+
+    monkeypatch.setattr(gradients_module, "accumulate_gradients", cramped)
+    model.zero_grad()
+    torch.manual_seed(11)
+    scaler, budget = GradScaler(DEVICE, enabled=False), TokenBudget(400)
+    step_gradients(model, ranknet_loss, batch, budget=budget, scaler=scaler)
+    assert budget.tokens == 100
+    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert distance(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_an_interrupted_training_goes_on(precision, command, tiny_bert, tmp_path):
+    options = ["+stage=distill", f"model.path={tiny_bert}", f"device={DEVICE}", "model.dropout=0"]
+    options += [f"precision={precision}", "data.test.run=null", "data.validation.depth=5"]
+    options.append("optim.schedule=constant")
+    assert command("train", *options, "max_steps=6", "output=whole").status == 0
+    for steps in (3, 6):
+        assert command("train", *options, f"max_steps={steps}", "output=cut").status == 0
+    whole, cut = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    )
+    losses = [line["loss"] for line in cut if "loss" in line]
+    assert losses == pytest.approx([line["loss"] for line in whole if "loss" in line], rel=1e-2)
+    assert len(losses) == 6
+    student = Reranker.from_pretrained(tmp_path / "cut/checkpoint", device=DEVICE)
+    assert len(student.rank("tides", ["The tide.", "Bread."])) == 2
