@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankdistillm.packed_attention import Segments, attend
+from rankdistillm.packed_attention import attend
+from rankdistillm.segments import Segments
 
 LAYERS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer")
 
@@ -40,7 +41,7 @@ def _layer(layer: Any, hidden: Tensor, *_: Any, segments: Segments, **__: Any) -
     inner = layer.attention.self
     narrow = _narrowed(hidden)
     query, key, value = (
-        project(narrow).squeeze(0).unflatten(-1, _heads(inner))
+        project(narrow).squeeze(0).unflatten(-1, _head_shape(inner))
         for project in (inner.query, inner.key, inner.value)
     )
     dropout = inner.dropout.p if layer.training else 0.0
@@ -56,7 +57,7 @@ def _first_token_layer(
     with torch.autocast(hidden.device.type, enabled=False):
         states = hidden.to(inner.query.weight.dtype)
         first = states.index_select(1, segments.starts)
-        query = inner.query(first).squeeze(0).unflatten(-1, _heads(inner))
+        query = inner.query(first).squeeze(0).unflatten(-1, _head_shape(inner))
         context = _context_of_one(inner, query, states.squeeze(0), segments)
         return _after_attention(layer, context, first).transpose(0, 1)
 
@@ -67,7 +68,7 @@ def _context_of_one(inner: Any, query: Tensor, states: Tensor, segments: Segment
     ``states`` ``[tokens, hidden]`` are those that keys and values would be projected from.
     """
     key_weight, key_bias, value_weight, value_bias = (
-        parameter.unflatten(0, _heads(inner))
+        parameter.unflatten(0, _head_shape(inner))
         for project in (inner.key, inner.value)
         for parameter in (project.weight, project.bias)
     )
@@ -99,7 +100,7 @@ def _after_attention(layer: Any, context: Tensor, residual: Tensor) -> Tensor:
     return layer.output(layer.intermediate(attended), attended)
 
 
-def _heads(inner: Any) -> tuple[int, int]:
+def _head_shape(inner: Any) -> tuple[int, int]:
     return inner.num_attention_heads, inner.attention_head_size
 
 

@@ -89,6 +89,14 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def pair_too_large(num_tokens: int) -> InputError:
+    """What to say where not even one pair, of so many tokens, fits into the device's memory."""
+    return InputError(
+        f"a pair of {num_tokens} tokens does not fit into the device's memory; use a smaller "
+        "model, shorter model.doc_length or another device"
+    )
+
+
 def made_ahead(make: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
     """``make`` of each number, in the background while what came before is in use."""
     waiting: deque[Future[T]] = deque()

@@ -20,8 +20,7 @@ from torch.amp import GradScaler
 
 from rankdistillm import processes
 from rankdistillm.data import Batch
-from rankdistillm.devices import to_device
-from rankdistillm.errors import InputError
+from rankdistillm.devices import pair_too_large, to_device
 from rankdistillm.model import CrossEncoder
 from rankdistillm.tokens import count_tokens
 
@@ -56,10 +55,7 @@ class TokenBudget:
     def halve(self, longest_pair: int) -> None:
         """Raises `InputError` where not even one pair fits."""
         if self.tokens <= longest_pair:
-            raise InputError(
-                f"a pair of {longest_pair} tokens does not fit into the device's memory; use a "
-                "smaller model, shorter model.doc_length or another device"
-            )
+            raise pair_too_large(longest_pair)
         self.tokens //= 2
         self._halved = True
         log.warning("out of device memory: the step is repeated with token_budget=%d", self.tokens)

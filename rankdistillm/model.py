@@ -11,7 +11,7 @@ from rankdistillm.devices import autocast_dtype_of, to_device
 from rankdistillm.dropout import use_fast_dropout
 from rankdistillm.errors import InputError
 from rankdistillm.layouts import Checkpoint, load_checkpoint, write_checkpoint
-from rankdistillm.packed_attention import Segments
+from rankdistillm.segments import Segments
 from rankdistillm.token_cache import TokenisedTexts
 from rankdistillm.tokens import CHUNK_TOKENS, PackedPairs, PairTemplate, plan_chunks
 

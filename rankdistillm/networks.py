@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from rankdistillm.bert_layers import use_packed_layers
 from rankdistillm.errors import InputError
-from rankdistillm.packed_attention import Segments, first_position, use_packed_attention
+from rankdistillm.packed_attention import first_position, use_packed_attention
+from rankdistillm.segments import Segments
 
 POOLINGS = ("first", "mean", "max", "sum")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from rankdistillm.errors import InputError
 
 # How long the others wait for one that, say, tokenises a collection.
-PATIENCE = timedelta(hours=2)
+TIMEOUT = timedelta(hours=2)
 
 
 def rank() -> int:
@@ -42,7 +42,7 @@ def joined(device: torch.device) -> Iterator[None]:
     if count() == 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     yield
     # Not after an error: the others may be waiting for this process, and nccl would for them.
     dist.destroy_process_group()

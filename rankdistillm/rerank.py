@@ -15,7 +15,13 @@ from tqdm import tqdm
 
 from rankdistillm import processes
 from rankdistillm.cli import run_command
-from rankdistillm.devices import device_of, keep_freed_memory, made_ahead, read_later
+from rankdistillm.devices import (
+    device_of,
+    keep_freed_memory,
+    made_ahead,
+    pair_too_large,
+    read_later,
+)
 from rankdistillm.errors import InputError
 from rankdistillm.files import check_writable
 from rankdistillm.model import CrossEncoder
@@ -200,10 +206,7 @@ class Reranker:
                 torch.cuda.empty_cache()
                 waiting.extendleft((chunk[len(chunk) // 2 :], chunk[: len(chunk) // 2]))
             else:
-                raise InputError(
-                    f"a pair of {pairs.lengths[chunk[0]]} tokens does not fit into the device's "
-                    "memory; use a smaller model, shorter model.doc_length or another device"
-                )
+                raise pair_too_large(int(pairs.lengths[chunk[0]]))
 
     def _gathered(self, scores: np.ndarray) -> np.ndarray:
         """The scores of all processes' chunks; what another process scored is 0 here."""

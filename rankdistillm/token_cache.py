@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 VERSION = 1
 
 # Enough for all cores; what the tokeniser makes of a text takes several times its memory.
-TEXTS_AT_ONCE = 2_000
+TEXTS_AT_ONCE = 1_000
 
 # Fewer texts are tokenised faster than a cache is searched, and leave nothing behind.
 TEXTS_WORTH_CACHING = 2_000

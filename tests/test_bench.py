@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from experiments.bench import device_rate, peers
+from experiments.bench import device_rate, peers, startup
 from experiments.bench.generated import collection
 from rankdistillm.pretrained import PACKAGED, locate
 
@@ -39,6 +39,17 @@ def test_generated_passages_have_the_lengths_of_ms_marco():
     lengths = sorted(len(text.split()) for text in docs.values())
     assert lengths[300] == pytest.approx(56, rel=0.1)
     assert collection(3, 200)[2] == docs
+
+
+@pytest.mark.slow
+def test_the_start_up_of_each_command_is_measured(capsys, monkeypatch):
+    (name,) = PACKAGED
+    if locate(name) == name:
+        pytest.skip("needs the model of the extra demo")
+    monkeypatch.setattr(sys, "argv", ["startup", "--rounds", "1"])
+    startup.main()
+    out = capsys.readouterr().out
+    assert all(f"| {command} | " in out for command in ("train", "rerank", "evaluate"))
 
 
 def test_the_device_rate_is_measured(capsys, monkeypatch):

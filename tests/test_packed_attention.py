@@ -3,7 +3,9 @@ import pytest
 import torch
 
 from rankdistillm import packed_attention as module
-from rankdistillm.packed_attention import Segments, attend
+from rankdistillm import segments as segments_module
+from rankdistillm.packed_attention import attend
+from rankdistillm.segments import Segments
 
 CPU = torch.device("cpu")
 LENGTHS = np.array([9, 9, 4, 1])
@@ -88,7 +90,7 @@ def test_the_kernel_of_a_gpu_is_given_what_it_takes(stand_in, window, monkeypatc
 
 
 def test_rectangles_hold_all_pairs_in_turn_with_little_padding_and_few_products(monkeypatch):
-    monkeypatch.setattr(module, "PRODUCTS", 40)
+    monkeypatch.setattr(segments_module, "PRODUCTS", 40)
     segments = Segments(np.array([9, 4, 3, 4, 2, 3, 3, 3, 1, 1]), CPU)
     parts = [part.lengths.tolist() for part in segments.rectangles]
     assert parts == [[9], [4, 3], [4], [2], [3, 3, 3], [1, 1]]
@@ -98,9 +100,9 @@ def test_rectangles_hold_all_pairs_in_turn_with_little_padding_and_few_products(
 def test_the_size_of_the_rectangles_does_not_matter(window, monkeypatch):
     torch.manual_seed(2)
     inputs = [rows(LENGTHS.sum()) for _ in range(3)]
-    monkeypatch.setattr(module, "FULL", 0.0)
+    monkeypatch.setattr(segments_module, "FULL", 0.0)
     whole = attend(*inputs, Segments(LENGTHS, CPU), 0.5, 0.0, window)
-    monkeypatch.setattr(module, "PRODUCTS", 1)
+    monkeypatch.setattr(segments_module, "PRODUCTS", 1)
     alone = attend(*inputs, Segments(LENGTHS, CPU), 0.5, 0.0, window)
     torch.testing.assert_close(alone, whole)
     for gradient, wanted in zip(

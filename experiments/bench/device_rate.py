@@ -18,8 +18,7 @@ from torch.nn.functional import linear
 from torch.nn.utils import clip_grad_norm_
 from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel
 
-from experiments.bench.generated import collection
-from rankdistillm.data import TrainingData
+from experiments.bench.generated import collection, training_data
 from rankdistillm.devices import (
     autocast_dtype_of,
     device_of,
@@ -120,16 +119,8 @@ def main() -> None:
     tokenizer = CrossEncoder.from_pretrained("sentence-transformers/all-MiniLM-L6-v2").tokenizer
     model = student(arguments.model, tokenizer, device)
     run, queries, docs = collection(arguments.lists, arguments.list_size)
-    data = TrainingData(
-        run,
-        {},
-        model.tokenise_queries(queries),
-        model.tokenise_docs(docs),
-        model.template,
-        {"sampling": "top", "list_size": arguments.list_size, "targets": "rank", "transform": None},
-        queries_per_step=arguments.lists,
-        epochs=arguments.steps + 1,
-        seed=0,
+    data = training_data(
+        model, run, queries, docs, queries_per_step=arguments.lists, epochs=arguments.steps + 1
     )
     optimizer = make_optimizer(model, 1e-5, 0.01)
     scaler = make_scaler(device, is_fp16=model.autocast_dtype == torch.float16)

@@ -1,12 +1,41 @@
 """Texts of the lengths of MS MARCO's passages, for measurements that need no collection."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from rankdistillm.cli import PACKAGE
+from rankdistillm.data import TrainingData
+from rankdistillm.model import CrossEncoder
 from rankdistillm.runs import RankedList, Run
 from rankdistillm.texts import read_texts
 
 WORDS_A_DOC, SPREAD = 56, 0.4  # log-normal: median, standard deviation of the logarithm
+
+
+def training_data(
+    model: CrossEncoder,
+    run: Run,
+    queries: Mapping[str, str],
+    docs: Mapping[str, str],
+    *,
+    queries_per_step: int,
+    epochs: int = 1,
+) -> TrainingData:
+    """Whole lists of the run, to be ranked as they are."""
+    config = {"sampling": "top", "targets": "rank", "transform": None}
+    config["list_size"] = max(len(ranked) for ranked in run.values())
+    return TrainingData(
+        run,
+        {},
+        model.tokenise_queries(queries),
+        model.tokenise_docs(docs),
+        model.template,
+        config,
+        queries_per_step=queries_per_step,
+        epochs=epochs,
+        seed=0,
+    )
 
 
 def collection(

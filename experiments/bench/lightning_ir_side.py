@@ -1,26 +1,22 @@
-"""The side of lightning-ir, in its own environment; arguments as for ours_side.py."""
-
-import sys
-from pathlib import Path
+"""The side of lightning-ir, in its own environment, as `lists.read_settings` says."""
 
 import torch
 from lightning_ir import CrossEncoderModule
 from lightning_ir.data import RankBatch, TrainBatch
 from lightning_ir.loss import RankNet
 from lightning_ir.models import MonoConfig
-from lists import Batch, measure, read_batches, set_dropout
+from lists import Batch, measure, read_batches, read_settings, set_dropout
 
-folder, what, steps, dropout = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-precision, path = sys.argv[5:]
+given = read_settings()
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.manual_seed(0)
 module = CrossEncoderModule(
-    model_name_or_path=path,
+    model_name_or_path=given.model,
     config=MonoConfig(query_length=32, doc_length=256),
     loss_functions=[RankNet()],
 ).to(device)
 module.log = lambda *_, **__: None  # it wants a trainer
-set_dropout(module, dropout)
+set_dropout(module, given.dropout)
 optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5)
 
 
@@ -36,7 +32,7 @@ def parts(batch: Batch) -> tuple[list[str], list[list[str]], list[str], list[lis
 def train(batch: Batch) -> None:
     targets = torch.cat([torch.arange(len(docs), 0, -1) for _, _, docs in batch]).view(-1, 1)
     targets = targets.to(device)
-    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(device, torch.bfloat16, enabled=given.precision == "bf16"):
         loss = module.training_step(TrainBatch(*parts(batch), targets=targets), 0)["loss"]
     loss.backward()
     optimizer.step()
@@ -44,11 +40,15 @@ def train(batch: Batch) -> None:
 
 
 def rerank(batch: Batch) -> None:
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=given.precision == "bf16"):
         module(RankBatch(*parts(batch)))
 
 
-module.train(what == "train")
-module.model.train(what == "train")
-step = train if what == "train" else rerank
-measure(read_batches(folder, steps), step, torch.cuda.synchronize if device == "cuda" else None)
+module.train(given.what == "train")
+module.model.train(given.what == "train")
+step = train if given.what == "train" else rerank
+measure(
+    read_batches(given.data, given.steps),
+    step,
+    torch.cuda.synchronize if device == "cuda" else None,
+)

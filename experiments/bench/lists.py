@@ -1,9 +1,11 @@
 """The lists that every side of the comparison trains on and re-ranks; needs no library."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 LIST_SIZE, QUERIES_PER_STEP = 32, 4
@@ -11,8 +13,9 @@ LIST_SIZE, QUERIES_PER_STEP = 32, 4
 Batch = list[tuple[str, str, list[tuple[str, str]]]]
 
 
-def read_batches(folder: Path, steps: int) -> list[Batch]:
+def read_batches(data: str, steps: int) -> list[Batch]:
     """A warm-up step and ``steps`` timed ones; a list is (query_id, query, [(doc_id, text)])."""
+    folder = Path(data)
     texts = {}
     for name in ("queries", "docs"):
         lines = (folder / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
@@ -32,6 +35,15 @@ def read_batches(folder: Path, steps: int) -> list[Batch]:
             f"{folder}: {len(lists)} lists of {LIST_SIZE}; {steps} steps need {needed}"
         )
     return [lists[i : i + QUERIES_PER_STEP] for i in range(0, needed, QUERIES_PER_STEP)]
+
+
+def read_settings() -> SimpleNamespace:
+    """What `experiments.bench.peers` gives a side: its one argument, JSON.
+
+    ``data`` (folder), ``what`` (train or rerank), ``steps``, ``dropout``, ``precision`` (bf16 or
+    fp32) and ``model`` (folder).
+    """
+    return SimpleNamespace(**json.loads(sys.argv[1]))
 
 
 def set_dropout(model: Any, rate: float) -> None:

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.bench.generated import collection
-from rankdistillm.data import TrainingData
+from experiments.bench.generated import collection, training_data
 from rankdistillm.devices import device_of, keep_freed_memory
 from rankdistillm.gradients import TokenBudget, step_gradients
 from rankdistillm.losses import ranknet_loss
@@ -37,17 +36,7 @@ def measure(list_size: int, pairs: int, token_budget: int) -> dict[str, float]:
     ).train()
     num_lists = max(1, pairs // list_size)
     run, queries, docs = collection(num_lists, list_size)
-    data = TrainingData(
-        run,
-        {},
-        model.tokenise_queries(queries),
-        model.tokenise_docs(docs),
-        model.template,
-        {"sampling": "top", "list_size": list_size, "targets": "rank", "transform": None},
-        queries_per_step=num_lists,
-        epochs=2,
-        seed=0,
-    )
+    data = training_data(model, run, queries, docs, queries_per_step=num_lists, epochs=2)
     before = peak(device)
     for step in range(2):
         started = time.perf_counter()

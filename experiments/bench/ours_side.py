@@ -1,14 +1,11 @@
-"""Our side: ``python ours_side.py DATA train|rerank STEPS DROPOUT bf16|fp32 MODEL``."""
-
-import sys
-from pathlib import Path
+"""Our side of the comparison, as `lists.read_settings` says."""
 
 import numpy as np
 import torch
-from lists import QUERIES_PER_STEP, Batch, measure, read_batches
+from generated import training_data
+from lists import QUERIES_PER_STEP, Batch, measure, read_batches, read_settings
 from torch.nn.utils import clip_grad_norm_
 
-from rankdistillm.data import TrainingData
 from rankdistillm.devices import device_of, keep_freed_memory
 from rankdistillm.gradients import TokenBudget, step_gradients
 from rankdistillm.losses import ranknet_loss
@@ -17,13 +14,14 @@ from rankdistillm.optim import make_optimizer, make_scaler
 from rankdistillm.rerank import Reranker
 from rankdistillm.runs import RankedList, Run
 
-folder, what, steps, dropout = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-precision, path = sys.argv[5:]
-batches = read_batches(folder, steps)
+given = read_settings()
+batches = read_batches(given.data, given.steps)
 device = device_of("auto")
 keep_freed_memory(device)
 torch.manual_seed(0)
-model = CrossEncoder.from_pretrained(path, dropout=dropout, device=device, precision=precision)
+model = CrossEncoder.from_pretrained(
+    given.model, dropout=given.dropout, device=device, precision=given.precision
+)
 
 
 def texts_of(batch: Batch) -> tuple[dict[str, str], dict[str, str]]:
@@ -41,7 +39,7 @@ def run_of(batch: Batch) -> Run:
     )
 
 
-if what == "train":
+if given.what == "train":
     optimizer = make_optimizer(model, 1e-5, 0.01)
     scaler = make_scaler(device, is_fp16=False)
     budget = TokenBudget.for_model(model)
@@ -51,18 +49,7 @@ if what == "train":
         # The texts of a step are tokenised in its time: a training tokenises them once, for all
         # its epochs.
         queries, docs = texts_of(batch)
-        config = {"sampling": "top", "list_size": len(batch[0][2]), "targets": "rank"}
-        data = TrainingData(
-            run_of(batch),
-            {},
-            model.tokenise_queries(queries),
-            model.tokenise_docs(docs),
-            model.template,
-            config | {"transform": None},
-            queries_per_step=QUERIES_PER_STEP,
-            epochs=1,
-            seed=0,
-        )
+        data = training_data(model, run_of(batch), queries, docs, queries_per_step=QUERIES_PER_STEP)
         step_gradients(model, ranknet_loss, data.batch(0), budget=budget, scaler=scaler)
         scaler.unscale_(optimizer)
         clip_grad_norm_(model.parameters(), 1.0)

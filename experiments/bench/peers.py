@@ -15,9 +15,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -34,17 +35,8 @@ HERE = Path(__file__).parent
 OURS = "rankdistillm"
 
 
-def run_side(
-    python: str,
-    script: str,
-    data: Path,
-    what: str,
-    steps: int,
-    dropout: float,
-    precision: str,
-    model: Path,
-) -> float:
-    """Pairs per second of one run of one side."""
+def run_side(python: str, script: str, settings: Mapping[str, Any]) -> float:
+    """Pairs per second of one run of one side; ``settings``: `lists.read_settings`."""
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "PYTHONWARNINGS": "ignore",
@@ -52,8 +44,7 @@ def run_side(
     }
     if python != sys.executable:
         environment.pop("PYTHONPATH", None)
-    command = [python, str(HERE / script), str(data), what, str(steps), str(dropout), precision]
-    command.append(str(model))
+    command = [python, str(HERE / script), json.dumps(settings)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{script} failed:\n{done.stderr[-2000:]}")
@@ -153,7 +144,12 @@ def main() -> None:
         )
     if not arguments.data.exists():
         write_data(arguments.data, (arguments.steps + 1) * QUERIES_PER_STEP)
-    model = write_model(name, arguments.work / name)
+    common = {
+        "data": str(arguments.data),
+        "steps": arguments.steps,
+        "precision": precision,
+        "model": str(write_model(name, arguments.work / name)),
+    }
     for what in arguments.what:
         dropouts = arguments.dropout if what == "train" else [0.0]
         rates: dict[float, dict[str, list[float]]] = {
@@ -162,17 +158,8 @@ def main() -> None:
         for _ in tqdm(range(arguments.rounds), desc=what, disable=None):
             for name, (python, script) in sides.items():
                 for dropout in dropouts:
-                    rate = run_side(
-                        python,
-                        script,
-                        arguments.data,
-                        what,
-                        arguments.steps,
-                        dropout,
-                        precision,
-                        model,
-                    )
-                    rates[dropout][name].append(rate)
+                    settings = common | {"what": what, "dropout": dropout}
+                    rates[dropout][name].append(run_side(python, script, settings))
         (arguments.work / f"peers-{what}.json").write_text(json.dumps(rates, indent=2) + "\n")
         print(tables(what, rates), flush=True)
 

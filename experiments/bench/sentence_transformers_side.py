@@ -1,22 +1,18 @@
-"""The side of sentence-transformers, in its own environment; arguments as for ours_side.py."""
-
-import sys
-from pathlib import Path
+"""The side of sentence-transformers, in its own environment, as `lists.read_settings` says."""
 
 import torch
-from lists import Batch, measure, read_batches, set_dropout
+from lists import Batch, measure, read_batches, read_settings, set_dropout
 from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder.losses import RankNetLoss
 
-folder, what, steps, dropout = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-precision, path = sys.argv[5:]
+given = read_settings()
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.manual_seed(0)
-model = CrossEncoder(path, num_labels=1, max_length=292, device=device)
+model = CrossEncoder(given.model, num_labels=1, max_length=292, device=device)
 on_gpu = device == "cuda"
 # Its own default is as many pairs at once as there are queries, four; a GPU would be idle.
 loss_of = RankNetLoss(model, mini_batch_size=-1 if on_gpu else None)
-set_dropout(model, dropout)
+set_dropout(model, given.dropout)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
 
@@ -24,7 +20,7 @@ def train(batch: Batch) -> None:
     queries = [query for _, query, _ in batch]
     docs = [[text for _, text in docs] for _, _, docs in batch]
     targets = [torch.arange(len(texts), 0, -1).float() for texts in docs]
-    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(device, torch.bfloat16, enabled=given.precision == "bf16"):
         loss = loss_of([queries, docs], targets)
     loss.backward()
     optimizer.step()
@@ -33,10 +29,10 @@ def train(batch: Batch) -> None:
 
 def rerank(batch: Batch) -> None:
     pairs = [(query, text) for _, query, docs in batch for _, text in docs]
-    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(device, torch.bfloat16, enabled=given.precision == "bf16"):
         model.predict(pairs, batch_size=512 if on_gpu else 32, show_progress_bar=False)
 
 
-model.train(what == "train")
-step = train if what == "train" else rerank
-measure(read_batches(folder, steps), step, torch.cuda.synchronize if on_gpu else None)
+model.train(given.what == "train")
+step = train if given.what == "train" else rerank
+measure(read_batches(given.data, given.steps), step, torch.cuda.synchronize if on_gpu else None)

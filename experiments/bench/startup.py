@@ -20,7 +20,7 @@ MINI = PACKAGE / "mini"
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
-    """The least that each command can do, into this folder."""
+    """The least that each command can do, into this folder; `rerank` takes what `train` left."""
     run = Run.read(MINI / "test/bm25.run")
     run.select(list(run)[:1]).truncate(1).write(folder / "one.run")
     train = ["+stage=distill", "max_steps=1", "queries_per_step=1", "data.train.list_size=2"]
@@ -30,7 +30,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "train": [*train, f"output={folder}/training"],
         "rerank": [
             *texts,
-            "model.path=sentence-transformers/all-MiniLM-L6-v2",
+            f"model.path={folder}/training/checkpoint",
             f"run={folder}/one.run",
             f"output={folder}/reranked.run",
         ],
