@@ -8,13 +8,13 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from rankdistillm.errors import InputError
+
+# torch is imported late: commands that do without it would wait for it for seconds.
+if TYPE_CHECKING:
+    import torch
 
 # How long the others wait for one that, say, tokenises a collection.
 TIMEOUT = timedelta(hours=2)
@@ -35,8 +35,11 @@ def is_first() -> bool:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def joined(device: "torch.device") -> Iterator[None]:
     """Be one of the job's processes, on its device, inside the ``with`` block."""
+    import torch
+    import torch.distributed as dist
+
     if device.type == "cuda":
         torch.cuda.set_device(device)  # events and random generators are the current device's
     if count() == 1 or dist.is_initialized():
@@ -48,10 +51,12 @@ def joined(device: torch.device) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def add_up(tensors: Iterable[Tensor]) -> None:
+def add_up(tensors: "Iterable[torch.Tensor]") -> None:
     """Put into each tensor, in place, its sum over all processes."""
     if count() == 1:
         return
+    import torch.distributed as dist
+
     with _together():
         for handle in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
             handle.wait()
@@ -60,6 +65,8 @@ def add_up(tensors: Iterable[Tensor]) -> None:
 def wait() -> None:
     """Until all processes are here: what the first one wrote can then be read."""
     if count() > 1:
+        import torch.distributed as dist
+
         with _together():
             dist.barrier()
 
@@ -73,6 +80,8 @@ def of_all(value: Any) -> list[Any]:
     """Everyone's value, in order of rank."""
     if count() == 1:
         return [value]
+    import torch.distributed as dist
+
     values: list[Any] = [None] * count()
     with _together():
         dist.all_gather_object(values, value)
@@ -81,6 +90,8 @@ def of_all(value: Any) -> list[Any]:
 
 @contextmanager
 def _together() -> Iterator[None]:
+    import torch
+
     try:
         yield
     except torch.OutOfMemoryError:
