@@ -1,7 +1,7 @@
 """Training lists -> batches, in an order that depends on nothing but the seed and the step."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,7 +17,7 @@ from rankdistillm.runs import Run
 from rankdistillm.sampling import SINGLE_RELEVANT, sample
 from rankdistillm.targets import make_targets, transform_targets
 from rankdistillm.token_cache import TokenisedTexts
-from rankdistillm.tokens import PackedPairs, PairTemplate, count_tokens
+from rankdistillm.tokens import PackedPairs, PairTemplate
 
 log = logging.getLogger(__name__)
 
@@ -45,17 +45,21 @@ class Batch:
         return np.flatnonzero(np.isin(np.repeat(np.arange(len(self)), self._sizes), lists))
 
     def micro_batches(
-        self, token_budget: int, lists: np.ndarray | None = None, *, padded: bool
+        self,
+        token_budget: int,
+        lists: np.ndarray | None = None,
+        *,
+        count_tokens: Callable[[np.ndarray], int],
     ) -> Iterator[np.ndarray]:
         """Whole lists in groups of at most ``token_budget`` tokens.
 
-        ``lists``: only these, ascending; None: all. ``padded`` is that of
-        `rankdistillm.tokens.count_tokens`. A list above the budget is a group of its own.
+        ``lists``: only these, ascending; None: all. ``count_tokens``: of pairs of such lengths, the
+        model's. A list above the budget is a group of its own.
         """
         group: list[int] = []
         for i in range(len(self)) if lists is None else lists.tolist():
             rows = self.rows_of(np.array([*group, i]))
-            if group and count_tokens(self.pairs.lengths[rows], padded=padded) > token_budget:
+            if group and count_tokens(self.pairs.lengths[rows]) > token_budget:
                 yield np.array(group)
                 group = []
             group.append(i)

@@ -22,7 +22,6 @@ from rankdistillm import processes
 from rankdistillm.data import Batch
 from rankdistillm.devices import pair_too_large, to_device
 from rankdistillm.model import CrossEncoder
-from rankdistillm.tokens import count_tokens
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +116,7 @@ def accumulate_gradients(
     mask=mask, reduction="sum")``. The gradients are multiplied by the scale of ``scaler``.
     """
     total = torch.zeros((), device=model.device)
-    for group in batch.micro_batches(token_budget, lists, padded=model.padded):
+    for group in batch.micro_batches(token_budget, lists, count_tokens=model.count_tokens):
         rows = batch.rows_of(group)
         mask, targets = batch.mask[group].numpy(), batch.targets[group].numpy()
         loss_of = partial(
@@ -128,7 +127,7 @@ def accumulate_gradients(
             to_device(np.flatnonzero(mask), model.device),
             len(batch),
         )
-        if count_tokens(batch.pairs.lengths[rows], padded=model.padded) <= token_budget:
+        if model.count_tokens(batch.pairs.lengths[rows]) <= token_budget:
             value = loss_of(model(batch.pairs.select(rows)))
             scaler.scale(value).backward()
         else:

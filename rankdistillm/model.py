@@ -156,6 +156,12 @@ class CrossEncoder(nn.Module):
             token_budget = CHUNK_TOKENS * (1 if self.device.type == "cpu" else 64)
         return plan_chunks(lengths, token_budget, padded=self.padded)
 
+    def count_tokens(self, lengths: np.ndarray) -> int:
+        """Tokens of pairs of these lengths in one forward pass, padding counted if there is any."""
+        if not self.padded:
+            return int(lengths.sum())
+        return sum(len(chunk) * int(lengths[chunk[0]]) for chunk in self.plan_chunks(lengths))
+
     @property
     def padded(self) -> bool:
         """Whether the network pads the pairs of a chunk to the longest one."""

@@ -95,8 +95,8 @@ class ClassifierNetwork(nn.Module):
         encoder = classifier.base_model
         head = [module for module in classifier.children() if module is not encoder]
         for module in (*head, getattr(encoder, "pooler", None)):
-            if isinstance(module, nn.Module):
-                module.forward = MethodType(_forward_in_float32, module)
+            if isinstance(module, nn.Module) and next(module.parameters(), None) is not None:
+                module.forward = MethodType(_forward_without_autocast, module)
         self.classifier: Any = classifier
 
     @property
@@ -113,10 +113,11 @@ class ClassifierNetwork(nn.Module):
         return self.classifier(**inputs).logits.squeeze(-1)
 
 
-def _forward_in_float32(module: Any, states: Tensor, *rest: Any, **options: Any) -> Any:
-    """A module's forward without autocast, whose bf16 would let scores of 8 differ by 1/16."""
+def _forward_without_autocast(module: Any, states: Tensor, *rest: Any, **options: Any) -> Any:
+    """A module's forward in the type of its weights: in bf16 scores of 8 would differ by 1/16."""
     with torch.autocast(states.device.type, enabled=False):
-        return type(module).forward(module, states.float(), *rest, **options)
+        states = states.to(next(module.parameters()).dtype)
+        return type(module).forward(module, states, *rest, **options)
 
 
 def _encoder_inputs(

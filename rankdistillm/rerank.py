@@ -229,6 +229,8 @@ def rerank(config: DictConfig) -> None:
 
 
 def _rerank(config: DictConfig, device: torch.device) -> None:
+    if Path(config.output).is_dir():
+        raise InputError(f"output={config.output}: a folder; give the name of a file")
     if processes.is_first():  # before the work that would be lost
         check_writable(Path(config.output).parent, config.output)
     run = Run.read(config.run).truncate(config.depth)

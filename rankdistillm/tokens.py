@@ -145,11 +145,3 @@ def plan_chunks(lengths: np.ndarray, token_budget: int, *, padded: bool) -> list
         chunks.append(order[start:end])
         start = end
     return chunks
-
-
-def count_tokens(lengths: np.ndarray, *, padded: bool) -> int:
-    """Tokens of these pairs when they are scored in chunks, padding counted if there is any."""
-    if not padded:
-        return int(lengths.sum())
-    chunks = plan_chunks(lengths, CHUNK_TOKENS, padded=True)
-    return sum(len(chunk) * int(lengths[chunk[0]]) for chunk in chunks)

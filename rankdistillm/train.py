@@ -121,7 +121,7 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
     if config.resume == "auto":
         place |= state.load()
         renew_rates(schedule)
-        if place["measured"] != measured:
+        if place["measured"] != measured and place["step"] < len(data):
             log.warning("the validation is another one: the best student so far is forgotten")
             place |= unmeasured
     elif processes.is_first():

@@ -87,13 +87,13 @@ def test_micro_batches_are_whole_lists_within_the_budget():
     batch = make(per_step=5, epochs=1).batch(0)
     one_list = int(batch.pairs.lengths[:4].max() * 4)
     for budget in (1, one_list, 2 * one_list + 1, 10**6):
-        groups = list(batch.micro_batches(budget, padded=False))
+        groups = list(batch.micro_batches(budget, count_tokens=np.sum))
         assert np.concatenate(groups).tolist() == [0, 1, 2, 3, 4]
         assert all(
             len(g) == 1 or batch.pairs.lengths[batch.rows_of(g)].sum() <= budget for g in groups
         )
-    assert len(list(batch.micro_batches(1, padded=False))) == 5
-    assert len(list(batch.micro_batches(10**6, padded=False))) == 1
+    assert len(list(batch.micro_batches(1, count_tokens=np.sum))) == 5
+    assert len(list(batch.micro_batches(10**6, count_tokens=np.sum))) == 1
     assert batch.rows_of(np.array([1, 2])).tolist() == list(range(4, 12))
 
 

@@ -59,6 +59,15 @@ def test_scores_equal_the_padded_model(architecture, chunk_tokens, tiny_models, 
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_padding_counts_where_there_is_any(tiny_models, monkeypatch):
+    lengths = np.random.default_rng(0).integers(30, 200, 3000)
+    assert load(tiny_models("bert")).count_tokens(lengths) == lengths.sum()
+    padded = load(tiny_models("deberta"))
+    assert lengths.sum() < padded.count_tokens(lengths) < 1.05 * lengths.sum()
+    monkeypatch.setattr(model_module, "CHUNK_TOKENS", 10**6)  # all in one chunk
+    assert padded.count_tokens(lengths) == 3000 * lengths.max()
+
+
 @pytest.mark.parametrize("architecture", ["bert", "electra", "roberta"])
 def test_dropout_is_where_transformers_has_it(architecture, tiny_models, monkeypatch):
     """Each dropout is replaced by a product with 1/2, so that the two can be compared."""

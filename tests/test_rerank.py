@@ -131,6 +131,7 @@ def test_command_writes_the_run_that_the_class_makes(output, command, student, f
         (["run=null", "output=o.run"], "run is not set; add run=FILE"),
         (["output=null"], "output is not set; add output=FILE"),
         (["output=/dev/null/o.run"], "/dev/null/o.run: cannot be written"),
+        (["output=."], "output=.: a folder; give the name of a file"),
         (["output=o.run", "data.docs=null"], "first.run, line 1: the doc_id a has no text"),
         (["output=o.run", "model.path=nowhere"], "model.path=nowhere: no model could be loaded"),
     ],

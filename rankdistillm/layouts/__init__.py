@@ -67,7 +67,9 @@ def write_checkpoint(
         raise InputError(f"layout={layout} does not fit this student; use {fitting}")
     try:
         tokenizer.save_pretrained(folder)
-    except Exception as error:  # the class that tokenizers has for a file that it cannot write
+    except Exception as error:
+        if type(error) is not Exception:  # what tokenizers raises for a file it cannot write
+            raise
         raise OSError(str(error)) from error
     LAYOUTS[layout].write(network, folder, settings)
 
