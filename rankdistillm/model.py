@@ -15,6 +15,9 @@ from rankdistillm.segments import Segments
 from rankdistillm.token_cache import TokenisedTexts
 from rankdistillm.tokens import CHUNK_TOKENS, PackedPairs, PairTemplate, plan_chunks
 
+# Where products of new shapes are slow, chunks are filled up to a multiple of so many tokens.
+CHUNK_MULTIPLE = 64
+
 
 class CrossEncoder(nn.Module):
     """Scores (query, passage) pairs.
@@ -126,6 +129,9 @@ class CrossEncoder(nn.Module):
         """Yield each chunk (positions of some pairs) with the scores of its pairs, float32."""
         device = self.device
         parts = [pairs.select(chunk) for chunk in chunks]
+        if self._shapes_are_compiled:
+            multiple = min(CHUNK_MULTIPLE, self.template.max_length or CHUNK_MULTIPLE)
+            parts = [part.filled(multiple) for part in parts]
         tokens = [to_device(part.tokens.astype(np.int64), device) for part in parts]
         embed = self.network.get_input_embeddings()
         embedded: Iterable[Tensor] = map(embed, tokens)
@@ -137,7 +143,16 @@ class CrossEncoder(nn.Module):
             types = None if part.types is None else to_device(part.types.astype(np.int64), device)
             with self.autocast():
                 scores = self.network(states, types, Segments(part.lengths, device))
-            yield chunk, scores
+            yield chunk, scores[: len(chunk)]
+
+    @property
+    def _shapes_are_compiled(self) -> bool:
+        """Whether a matrix product of a new shape takes several times as long as of a known one.
+
+        oneDNN, which computes those of half precision on CPUs, compiles each shape.
+        """
+        is_half = self.autocast_dtype != torch.float32
+        return self.device.type == "cpu" and is_half and self.network.packed
 
     def autocast(self) -> torch.autocast:
         """The precision that the network computes in, as a context.

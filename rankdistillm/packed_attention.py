@@ -100,7 +100,7 @@ def attend(
     rows = (states.split([part.num_tokens for part in parts]) for states in (query, key, value))
     return torch.cat(
         [
-            _InRectangle.apply(q, k, v, part, scaling, dropout, window)
+            _in_rectangle(q, k, v, part, scaling, dropout, window)
             for q, k, v, part in zip(*rows, parts, strict=True)
         ]
     )
@@ -125,80 +125,79 @@ def _has_flash(value: Tensor) -> bool:
     )
 
 
-class _InRectangle(torch.autograd.Function):
-    """`attend` by plain matrix products in a padded rectangle, softmax in float32.
+def _in_rectangle(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    scaling: float,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    """`attend` by plain matrix products in a padded rectangle.
 
-    On a CPU that is several times as fast as torch's fused attention at the lengths of passages
-    (torch 2.13).
+    On a CPU that is faster than torch's fused attention at the lengths of passages, several times
+    so in training (torch 2.13).
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        segments: Segments,
-        scaling: float,
-        dropout: float,
-        window: int | None,
-    ) -> Tensor:
-        q, k, v = (_heads(states, segments) for states in (query, key, value))
-        products = q @ k.mT
-        # One pass scales, masks and widens to float32; then nothing of this size is made anew.
-        logits = torch.add(_bias(segments, window), products, alpha=scaling)
-        weights = products.copy_(torch.softmax(logits, -1, out=logits))
-        kept = scaled_mask(weights, dropout) if dropout else None
-        context = (weights if kept is None else weights * kept) @ v
-        ctx.save_for_backward(q, k, v, weights, kept, context)
-        ctx.segments, ctx.scaling = segments, scaling
-        return _rows(context, segments)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weights, kept, context = ctx.saved_tensors
-        segments = ctx.segments
-        # A padded query repeats a real one; its gradient is not to be counted.
-        g = _heads(gradients[0].to(v.dtype), segments)
-        g = g.masked_fill_(~segments.mask[:, None, :, None], 0)
-        of_value = (weights if kept is None else weights * kept).mT @ g
-        of_weights = g @ v.mT
-        if kept is not None:
-            of_weights *= kept
-        # Softmax's derivative; the sum over weights · of_weights is that over context · g.
-        wide = torch.promote_types(v.dtype, torch.float32)
-        of_logits = of_weights.to(wide).sub_((context.to(wide) * g).sum(-1, keepdim=True))
-        of_logits = of_logits.mul_(weights).to(v.dtype)
-        of_query, of_key = of_logits @ k, of_logits.mT @ q
-        return (
-            _rows(of_query.mul_(ctx.scaling), segments),
-            _rows(of_key.mul_(ctx.scaling), segments),
-            _rows(of_value, segments),
-            *[None] * 4,
-        )
+    q, k, v = (_heads(states, segments) for states in (query, key, value))
+    bias = _bias(segments, window, q.shape[0], q.dtype)
+    # Scaled before it is rounded to half precision; softmax computes in float32 inside.
+    weights = torch.baddbmm(bias, q, k.mT, alpha=scaling).softmax(-1)
+    if dropout:
+        weights = weights * scaled_mask(weights, dropout)
+    return _rows(weights @ v, segments)
 
 
 def _heads(row: Tensor, segments: Segments) -> Tensor:
-    """``[tokens, heads, size]`` -> ``[pairs, heads, longest, size]``."""
-    return segments.pad(row.flatten(1)).unflatten(-1, row.shape[1:]).transpose(1, 2).contiguous()
+    """``[tokens, heads, size]`` -> ``[pairs * heads, width, size]``."""
+    rectangle = _Pad.apply(row.flatten(1), segments)
+    return rectangle.unflatten(-1, row.shape[1:]).transpose(1, 2).flatten(0, 1).contiguous()
 
 
 def _rows(rectangle: Tensor, segments: Segments) -> Tensor:
-    """``[pairs, heads, longest, size]`` -> ``[tokens, heads, size]``."""
-    return segments.unpad(rectangle.transpose(1, 2).flatten(2)).unflatten(
-        -1, (rectangle.shape[1], rectangle.shape[3])
-    )
+    """``[pairs * heads, width, size]`` -> ``[tokens, heads, size]``."""
+    heads = rectangle.unflatten(0, (len(segments.lengths), -1)).transpose(1, 2)
+    return _Unpad.apply(heads.flatten(2), segments).unflatten(-1, heads.shape[2:])
 
 
-def _bias(segments: Segments, window: int | None) -> Tensor:
-    """float32 ``[pairs, 1, 1 or longest, longest]``: 0 where a key is seen, else -inf."""
+class _Pad(torch.autograd.Function):
+    """`Segments.pad`, where no gradient comes from a padding."""
+
+    @staticmethod
+    def forward(ctx: Any, row: Tensor, segments: Segments) -> Tensor:
+        ctx.segments = segments
+        return segments.pad(row)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.segments.unpad(gradients[0]), None
+
+
+class _Unpad(torch.autograd.Function):
+    """`Segments.unpad`, whose gradient is a copy instead of a sum over places."""
+
+    @staticmethod
+    def forward(ctx: Any, rectangle: Tensor, segments: Segments) -> Tensor:
+        ctx.segments = segments
+        return segments.unpad(rectangle)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        # A padding repeats a real token; its gradient is not to be counted.
+        segments = ctx.segments
+        return segments.pad(gradients[0]).masked_fill_(~segments.mask[..., None], 0), None
+
+
+def _bias(segments: Segments, window: int | None, rows: int, dtype: torch.dtype) -> Tensor:
+    """``[rows, 1 or width, width]`` for all pairs' heads: 0 where a key is seen, else -inf."""
     seen = segments.mask[:, None, None, :]
     if window is not None:
-        places = torch.arange(segments.longest, device=segments.device)
+        places = torch.arange(segments.width, device=segments.device)
         # A padded query must see something, or its softmax is NaN.
         near = (places[:, None] - places).abs() <= window
         seen = (seen & near) | ~segments.mask[:, None, :, None]
-    return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
+    bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+    return bias.expand(-1, rows // len(segments.lengths), -1, -1).flatten(0, 1)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

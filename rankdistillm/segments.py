@@ -9,8 +9,11 @@ from torch import Tensor
 
 from rankdistillm.devices import to_device
 
-# A rectangle is padded to its longest pair; the shortest has at least this share of its length.
+# A rectangle is padded to its longest pair; the shortest has at least this share of its width.
 FULL = 0.75
+# On a CPU its width is a multiple of so many tokens: vector and matrix units work on as many, and
+# in half precision each new width is compiled (`CrossEncoder.score_chunks`).
+MULTIPLE = 32
 # On a CPU it holds at most so many products of queries and keys for each head, if it is not one
 # pair's: with a dozen heads they stay in the last cache from one operation to the next.
 PRODUCTS = 160_000
@@ -18,10 +21,14 @@ PRODUCTS = 160_000
 
 @dataclass(frozen=True)
 class Segments:
-    """Where the pairs lie in a row of tokens: pair i has the next ``lengths[i]`` of them."""
+    """Where the pairs lie in a row of tokens: pair i has the next ``lengths[i]`` of them.
+
+    Their rectangle is as wide as the longest, up to the next ``multiple``.
+    """
 
     lengths: np.ndarray
     device: torch.device
+    multiple: int = 1
 
     @property
     def num_tokens(self) -> int:
@@ -31,25 +38,29 @@ class Segments:
     def longest(self) -> int:
         return int(self.lengths.max())
 
+    @property
+    def width(self) -> int:
+        return -(-self.longest // self.multiple) * self.multiple
+
     @cached_property
     def alike(self) -> list["Segments"]:
         """The pairs once more, neighbours of about the same length together: parts to be padded."""
-        return self._parts(float("inf"))
+        return self._parts(float("inf"), 1)
 
     @cached_property
     def rectangles(self) -> list["Segments"]:
-        """`alike`, on a CPU in parts that fit its cache."""
-        return self._parts(PRODUCTS) if self.device.type == "cpu" else self.alike
+        """`alike`, on a CPU in parts that fit its cache and its units."""
+        return self._parts(PRODUCTS, MULTIPLE) if self.device.type == "cpu" else self.alike
 
-    def _parts(self, products: float) -> list["Segments"]:
+    def _parts(self, products: float, multiple: int) -> list["Segments"]:
         parts = []
         rest = self.lengths
         while len(rest):
-            longest = np.maximum.accumulate(rest)
-            full = np.minimum.accumulate(rest) >= FULL * longest
-            fits = np.arange(1, len(rest) + 1) * longest**2 <= products
+            width = -(-np.maximum.accumulate(rest) // multiple) * multiple
+            full = np.minimum.accumulate(rest) >= np.minimum(FULL * width, width - multiple + 1)
+            fits = np.arange(1, len(rest) + 1) * width**2 <= products
             pairs = max(1, int((full & fits).sum()))
-            parts.append(Segments(rest[:pairs], self.device))
+            parts.append(Segments(rest[:pairs], self.device, multiple))
             rest = rest[pairs:]
         return parts
 
@@ -71,30 +82,30 @@ class Segments:
 
     @cached_property
     def mask(self) -> Tensor:
-        """``[pairs, longest]``: True for a real token of the rectangle."""
-        return self._to_device(np.arange(self.longest) < self.lengths[:, None])
+        """``[pairs, width]``: True for a real token of the rectangle."""
+        return self._to_device(np.arange(self.width) < self.lengths[:, None])
 
     @cached_property
     def places(self) -> Tensor:
-        """int64 ``[pairs, longest]``: the token at each place of the rectangle, 0 for a padding."""
+        """int64 ``[pairs, width]``: the token at each place of the rectangle, 0 for a padding."""
         return torch.where(
             self.mask,
-            self.starts[:, None] + torch.arange(self.longest, device=self.device),
+            self.starts[:, None] + torch.arange(self.width, device=self.device),
             0,
         )
 
     @cached_property
     def real(self) -> Tensor:
         """int64 ``[tokens]``: the place of each token in the flattened rectangle."""
-        rows = np.repeat(np.arange(len(self.lengths)) * self.longest, self.lengths)
+        rows = np.repeat(np.arange(len(self.lengths)) * self.width, self.lengths)
         return self._to_device(rows) + self.positions
 
     def pad(self, row: Tensor) -> Tensor:
-        """``[tokens, ...]`` -> ``[pairs, longest, ...]``; a padding repeats the first token."""
+        """``[tokens, ...]`` -> ``[pairs, width, ...]``; a padding repeats the first token."""
         return row.index_select(0, self.places.flatten()).unflatten(0, self.places.shape)
 
     def unpad(self, rectangle: Tensor) -> Tensor:
-        """``[pairs, longest, ...]`` -> ``[tokens, ...]``."""
+        """``[pairs, width, ...]`` -> ``[tokens, ...]``."""
         return rectangle.flatten(0, 1).index_select(0, self.real)
 
     def _to_device(self, array: np.ndarray) -> Tensor:

@@ -124,6 +124,15 @@ class PackedPairs:
         types = None if self.types is None else self.types[source]
         return PackedPairs(self.tokens[source], types, lengths)
 
+    def filled(self, multiple: int) -> "PackedPairs":
+        """With one more pair of tokens 0, where it takes one to a multiple of so many tokens."""
+        missing = -len(self.tokens) % multiple
+        if not missing:
+            return self
+        tokens = np.pad(self.tokens, (0, missing))
+        types = None if self.types is None else np.pad(self.types, (0, missing))
+        return PackedPairs(tokens, types, np.append(self.lengths, missing))
+
 
 def plan_chunks(lengths: np.ndarray, token_budget: int, *, padded: bool) -> list[np.ndarray]:
     """Cut pairs into chunks of at most ``token_budget`` tokens.

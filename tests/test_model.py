@@ -59,6 +59,24 @@ def test_scores_equal_the_padded_model(architecture, chunk_tokens, tiny_models, 
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tokens_that_fill_a_chunk_change_nothing(architecture, tiny_models, monkeypatch):
+    model = load(tiny_models(architecture), precision="bf16")
+    pairs = pack(model, PAIRS)
+    scores = {}
+    for multiple in (1, 7, 64):
+        monkeypatch.setattr(model_module, "CHUNK_MULTIPLE", multiple)
+        scores[multiple] = model(pairs)
+        scores[multiple].sum().backward()
+        scores[multiple, "gradient"] = model.network.linear.weight.grad
+        model.zero_grad()
+    assert len(scores[1]) == len(PAIRS)
+    for multiple in (7, 64):
+        torch.testing.assert_close(scores[multiple], scores[1], atol=2e-4, rtol=1e-2)
+        gradient, wanted = scores[multiple, "gradient"], scores[1, "gradient"]
+        torch.testing.assert_close(gradient, wanted, atol=1e-2, rtol=1e-2)
+
+
 def test_padding_counts_where_there_is_any(tiny_models, monkeypatch):
     lengths = np.random.default_rng(0).integers(30, 200, 3000)
     assert load(tiny_models("bert")).count_tokens(lengths) == lengths.sum()

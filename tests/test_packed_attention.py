@@ -80,7 +80,7 @@ def test_the_kernel_of_a_gpu_is_given_what_it_takes(stand_in, window, monkeypatc
     monkeypatch.setattr(module, "_has_flash", lambda _: True)
     module._flash_parameters.cache_clear()
     called = []
-    monkeypatch.setattr(module._InRectangle, "apply", lambda *_: called.append(1) or inputs[0])
+    monkeypatch.setattr(module, "_in_rectangle", lambda *_: called.append(1) or inputs[0])
     found = attend(*inputs, SEGMENTS, 0.3, 0.0, window)
     module._flash_parameters.cache_clear()
     # torch 2.10's has no window: such layers take rectangles.
@@ -89,11 +89,25 @@ def test_the_kernel_of_a_gpu_is_given_what_it_takes(stand_in, window, monkeypatc
         torch.testing.assert_close(found, expected)
 
 
-def test_rectangles_hold_all_pairs_in_turn_with_little_padding_and_few_products(monkeypatch):
-    monkeypatch.setattr(segments_module, "PRODUCTS", 40)
+@pytest.mark.parametrize(
+    ("multiple", "products", "expected"),
+    [
+        (1, 40, [[9], [4, 3], [4], [2], [3, 3, 3], [1, 1]]),
+        (4, 40, [[9], [4, 3], [4, 2], [3, 3], [3, 1], [1]]),
+        (4, 10**6, [[9], [4, 3, 4, 2, 3, 3, 3, 1, 1]]),
+        (16, 10**6, [[9, 4, 3, 4, 2, 3, 3, 3, 1, 1]]),
+    ],
+)
+def test_rectangles_hold_all_pairs_in_turn_with_little_padding_and_few_products(
+    multiple, products, expected, monkeypatch
+):
+    monkeypatch.setattr(segments_module, "PRODUCTS", products)
+    monkeypatch.setattr(segments_module, "MULTIPLE", multiple)
     segments = Segments(np.array([9, 4, 3, 4, 2, 3, 3, 3, 1, 1]), CPU)
-    parts = [part.lengths.tolist() for part in segments.rectangles]
-    assert parts == [[9], [4, 3], [4], [2], [3, 3, 3], [1, 1]]
+    assert [part.lengths.tolist() for part in segments.rectangles] == expected
+    for part in segments.rectangles:
+        assert part.width % multiple == 0
+        assert part.longest <= part.width < part.longest + multiple
 
 
 @pytest.mark.parametrize("window", [None, 2])

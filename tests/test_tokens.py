@@ -57,3 +57,16 @@ def test_selected_pairs_are_packed_alike():
     expected = template.pack([pairs[2], pairs[0]])
     for found, wanted in zip(vars(chosen).values(), vars(expected).values(), strict=True):
         assert found.tolist() == wanted.tolist()
+
+
+def test_a_last_pair_fills_up_to_a_multiple():
+    tokenizer = tokenizer_for("bert")
+    docs = TokenisedTexts(DOCS, tokenizer, 256, description="")
+    pairs = PairTemplate.from_tokenizer(tokenizer).pack([(docs["d1"], docs[d]) for d in DOCS])
+    size = len(pairs.tokens)
+    assert pairs.filled(size) is pairs
+    filled = pairs.filled(size + 5)
+    assert filled.lengths.tolist() == [*pairs.lengths, 5]
+    assert len(filled.tokens) == len(filled.types) == size + 5
+    found = filled.select(np.arange(len(pairs)))
+    assert found.tokens.tolist() == pairs.tokens.tolist()
