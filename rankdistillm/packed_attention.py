@@ -151,7 +151,7 @@ def _in_rectangle(
 def _heads(row: Tensor, segments: Segments) -> Tensor:
     """``[tokens, heads, size]`` -> ``[pairs * heads, width, size]``."""
     rectangle = _Pad.apply(row.flatten(1), segments)
-    return rectangle.unflatten(-1, row.shape[1:]).transpose(1, 2).flatten(0, 1).contiguous()
+    return rectangle.unflatten(-1, row.shape[1:]).transpose(1, 2).flatten(0, 1)
 
 
 def _rows(rectangle: Tensor, segments: Segments) -> Tensor:
