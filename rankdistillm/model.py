@@ -172,7 +172,10 @@ class CrossEncoder(nn.Module):
         return plan_chunks(lengths, token_budget, padded=self.padded)
 
     def count_tokens(self, lengths: np.ndarray) -> int:
-        """Tokens of pairs of these lengths in one forward pass, padding counted if there is any."""
+        """Tokens of pairs of these lengths in one forward pass, padding counted if there is any.
+
+        Not what fills up a chunk on CPUs, less than `CHUNK_MULTIPLE`.
+        """
         if not self.padded:
             return int(lengths.sum())
         return sum(len(chunk) * int(lengths[chunk[0]]) for chunk in self.plan_chunks(lengths))

@@ -96,14 +96,16 @@ def attend(
             **options,
         )
         return context
-    parts = segments.rectangles
+    parts = segments.aligned if value.dtype.itemsize == 2 else segments.rectangles
     rows = (states.split([part.num_tokens for part in parts]) for states in (query, key, value))
-    return torch.cat(
-        [
-            _in_rectangle(q, k, v, part, scaling, dropout, window)
-            for q, k, v, part in zip(*rows, parts, strict=True)
-        ]
-    )
+    # CUDA's autocast would make float32 of the weights of attention.
+    with torch.autocast(value.device.type, enabled=False):
+        return torch.cat(
+            [
+                _in_rectangle(q, k, v, part, scaling, dropout, window)
+                for q, k, v, part in zip(*rows, parts, strict=True)
+            ]
+        )
 
 
 @cache
@@ -140,24 +142,48 @@ def _in_rectangle(
     so in training (torch 2.13).
     """
     q, k, v = (_heads(states, segments) for states in (query, key, value))
-    bias = _bias(segments, window, q.shape[0], q.dtype)
-    # Scaled before it is rounded to half precision; softmax computes in float32 inside.
-    weights = torch.baddbmm(bias, q, k.mT, alpha=scaling).softmax(-1)
+    num_pairs, num_heads = len(segments.lengths), query.shape[1]
+    bias = q.new_zeros(segments.mask.shape).masked_fill_(~segments.mask, -torch.inf)
+    bias = bias.repeat_interleave(num_heads, 0).unsqueeze(1)
+    # Scaled before they are rounded to half precision, of which softmax makes float32 inside.
+    logits = torch.baddbmm(bias, q, k.mT, alpha=scaling)
+    if window is not None:
+        places = torch.arange(segments.width, device=segments.device)
+        # A padded query must see something, or its softmax is NaN.
+        far = ((places[:, None] - places).abs() > window) & segments.mask[:, None, :, None]
+        logits.unflatten(0, (num_pairs, num_heads)).masked_fill_(far, -torch.inf)
+    weights = logits.softmax(-1)
     if dropout:
-        weights = weights * scaled_mask(weights, dropout)
+        return _rows(_DroppedSum.apply(weights, scaled_mask(weights, dropout), v), segments)
     return _rows(weights @ v, segments)
 
 
 def _heads(row: Tensor, segments: Segments) -> Tensor:
     """``[tokens, heads, size]`` -> ``[pairs * heads, width, size]``."""
     rectangle = _Pad.apply(row.flatten(1), segments)
-    return rectangle.unflatten(-1, row.shape[1:]).transpose(1, 2).flatten(0, 1)
+    # Of one pair a flatten makes no copy, and products of what is not contiguous are slower.
+    return rectangle.unflatten(-1, row.shape[1:]).transpose(1, 2).flatten(0, 1).contiguous()
 
 
 def _rows(rectangle: Tensor, segments: Segments) -> Tensor:
     """``[pairs * heads, width, size]`` -> ``[tokens, heads, size]``."""
     heads = rectangle.unflatten(0, (len(segments.lengths), -1)).transpose(1, 2)
     return _Unpad.apply(heads.flatten(2), segments).unflatten(-1, heads.shape[2:])
+
+
+class _DroppedSum(torch.autograd.Function):
+    """``(weights * kept) @ value``; the product is made again backward instead of kept."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, kept: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, kept, value)
+        return (weights * kept) @ value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor]:
+        weights, kept, value = ctx.saved_tensors
+        of_weights = (gradients[0] @ value.mT).mul_(kept)
+        return of_weights, None, (weights * kept).mT @ gradients[0]
 
 
 class _Pad(torch.autograd.Function):
@@ -186,18 +212,6 @@ class _Unpad(torch.autograd.Function):
         # A padding repeats a real token; its gradient is not to be counted.
         segments = ctx.segments
         return segments.pad(gradients[0]).masked_fill_(~segments.mask[..., None], 0), None
-
-
-def _bias(segments: Segments, window: int | None, rows: int, dtype: torch.dtype) -> Tensor:
-    """``[rows, 1 or width, width]`` for all pairs' heads: 0 where a key is seen, else -inf."""
-    seen = segments.mask[:, None, None, :]
-    if window is not None:
-        places = torch.arange(segments.width, device=segments.device)
-        # A padded query must see something, or its softmax is NaN.
-        near = (places[:, None] - places).abs() <= window
-        seen = (seen & near) | ~segments.mask[:, None, :, None]
-    bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
-    return bias.expand(-1, rows // len(segments.lengths), -1, -1).flatten(0, 1)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from rankdistillm.devices import to_device
 
-# A rectangle is padded to its longest pair; the shortest has at least this share of its width.
+# A rectangle is padded to its longest pair. The shortest has at least this share of its width, or
+# would need the same width by itself.
 FULL = 0.75
-# On a CPU its width is a multiple of so many tokens: vector and matrix units work on as many, and
-# in half precision each new width is compiled (`CrossEncoder.score_chunks`).
+# In half precision on a CPU the width is a multiple of so many tokens: its vector and matrix units
+# take as many, and products are compiled for each new width (`CrossEncoder.score_chunks`).
 MULTIPLE = 32
 # On a CPU it holds at most so many products of queries and keys for each head, if it is not one
 # pair's: with a dozen heads they stay in the last cache from one operation to the next.
@@ -23,7 +24,7 @@ PRODUCTS = 160_000
 class Segments:
     """Where the pairs lie in a row of tokens: pair i has the next ``lengths[i]`` of them.
 
-    Their rectangle is as wide as the longest, up to the next ``multiple``.
+    The width of their rectangle is the longest length, rounded up to a multiple of ``multiple``.
     """
 
     lengths: np.ndarray
@@ -49,7 +50,12 @@ class Segments:
 
     @cached_property
     def rectangles(self) -> list["Segments"]:
-        """`alike`, on a CPU in parts that fit its cache and its units."""
+        """`alike`, on a CPU in parts that fit its cache."""
+        return self._parts(PRODUCTS, 1) if self.device.type == "cpu" else self.alike
+
+    @cached_property
+    def aligned(self) -> list["Segments"]:
+        """`rectangles`, on a CPU of widths that suit half precision."""
         return self._parts(PRODUCTS, MULTIPLE) if self.device.type == "cpu" else self.alike
 
     def _parts(self, products: float, multiple: int) -> list["Segments"]:

@@ -125,13 +125,16 @@ class PackedPairs:
         return PackedPairs(self.tokens[source], types, lengths)
 
     def filled(self, multiple: int) -> "PackedPairs":
-        """With one more pair of tokens 0, where it takes one to a multiple of so many tokens."""
+        """With one more pair, which fills the row up to a multiple of so many tokens.
+
+        Its tokens are the row's first ones. Without it where the row is of such a size already.
+        """
         missing = -len(self.tokens) % multiple
         if not missing:
             return self
-        tokens = np.pad(self.tokens, (0, missing))
-        types = None if self.types is None else np.pad(self.types, (0, missing))
-        return PackedPairs(tokens, types, np.append(self.lengths, missing))
+        source = np.arange(len(self.tokens) + missing) % len(self.tokens)
+        types = None if self.types is None else self.types[source]
+        return PackedPairs(self.tokens[source], types, np.append(self.lengths, missing))
 
 
 def plan_chunks(lengths: np.ndarray, token_budget: int, *, padded: bool) -> list[np.ndarray]:

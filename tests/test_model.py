@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import ARCHITECTURES
 from safetensors.torch import load_file
+from test_gradients import distance
 from transformers import AutoModel, AutoTokenizer
 
 from rankdistillm import model as model_module
@@ -60,21 +61,35 @@ def test_scores_equal_the_padded_model(architecture, chunk_tokens, tiny_models, 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_tokens_that_fill_a_chunk_change_nothing(architecture, tiny_models, monkeypatch):
-    model = load(tiny_models(architecture), precision="bf16")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_fills_a_chunk_changes_nothing(architecture, precision, tiny_models, monkeypatch):
+    model = load(tiny_models(architecture), precision=precision)
     pairs = pack(model, PAIRS)
-    scores = {}
-    for multiple in (1, 7, 64):
+    sizes = []
+    forward = model.network.forward
+
+    def spy(embedded, types, segments):
+        assert len(embedded) == segments.num_tokens
+        sizes.append(segments.num_tokens)
+        return forward(embedded, types, segments)
+
+    monkeypatch.setattr(model.network, "forward", spy)
+    found = {}
+    for multiple in (1, 64):
         monkeypatch.setattr(model_module, "CHUNK_MULTIPLE", multiple)
-        scores[multiple] = model(pairs)
-        scores[multiple].sum().backward()
-        scores[multiple, "gradient"] = model.network.linear.weight.grad
+        scores = model(pairs)
+        scores.sum().backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found[multiple] = ({"scores": scores.detach()}, gradients)
         model.zero_grad()
-    assert len(scores[1]) == len(PAIRS)
-    for multiple in (7, 64):
-        torch.testing.assert_close(scores[multiple], scores[1], atol=2e-4, rtol=1e-2)
-        gradient, wanted = scores[multiple, "gradient"], scores[1, "gradient"]
-        torch.testing.assert_close(gradient, wanted, atol=1e-2, rtol=1e-2)
+    # In one chunk each time: products of few shapes pay in half precision alone.
+    is_filled = precision != "fp32" and architecture != "deberta"
+    assert sizes == [len(pairs.tokens), -(-len(pairs.tokens) // 64) * 64 if is_filled else sizes[0]]
+    assert len(pairs.tokens) % 64
+    # A product of another shape may add up in another order.
+    tolerance = 1e-2 if is_filled else 0
+    for value, wanted in zip(found[64], found[1], strict=True):
+        assert distance(value, wanted) <= tolerance
 
 
 def test_padding_counts_where_there_is_any(tiny_models, monkeypatch):

@@ -31,9 +31,9 @@ def command(output: Path, overrides: Sequence[str]) -> list[str]:
 def kill_often(output: Path, kills: int, seed: int, overrides: Sequence[str]) -> list[str]:
     """Start the training again and again, SIGKILL it, at last let it end.
 
-    Every other start is killed while a checkpoint is being written after a new one, every tenth
-    while it is still starting, the rest at a random moment within 0.2 s of a new checkpoint.
-    Returns where each kill met it: the names of what was half-written.
+    Every other start is killed while a state is being written after a new one, every tenth
+    while it is still starting, the rest at a random moment within 0.2 s of a new state.
+    Returns where each kill met it: the name of a half-written state, if there was one.
     """
     draw = random.Random(seed)
     met = []
@@ -57,7 +57,7 @@ def kill_often(output: Path, kills: int, seed: int, overrides: Sequence[str]) ->
             process.kill()
         if process.returncode != -signal.SIGKILL:
             raise SystemExit(f"it ended by itself before kill {kill + 1}; raise max_steps")
-        met.append(" ".join(_half_written(output, process.pid)) or "between two writes")
+        met.append(" ".join(_half_written(output, process.pid)) or "no state being written")
     subprocess.run(command(output, overrides), check=True, stdout=subprocess.DEVNULL)
     return met
 
@@ -104,7 +104,7 @@ def main() -> None:
     subprocess.run(command(whole, overrides), check=True)
     met = kill_often(cut, arguments.kills, arguments.seed, overrides)
     middle = sum(place.endswith(".part") for place in met)
-    print(f"killed {len(met)} times, {middle} of them in the middle of a checkpoint")
+    print(f"killed {len(met)} times, {middle} of them while a state was being written")
     same = same_end(whole, cut)
     print("the same student and state, bit for bit" if same else "a DIFFERENT student or state")
     sys.exit(0 if same else 1)
