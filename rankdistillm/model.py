@@ -151,7 +151,7 @@ class CrossEncoder(nn.Module):
 
         oneDNN, which computes those of half precision on CPUs, compiles each shape.
         """
-        is_half = self.autocast_dtype != torch.float32
+        is_half = self.autocast_dtype.itemsize == 2
         return self.device.type == "cpu" and is_half and self.network.packed
 
     def autocast(self) -> torch.autocast:

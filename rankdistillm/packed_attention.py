@@ -143,8 +143,7 @@ def _in_rectangle(
     """
     q, k, v = (_heads(states, segments) for states in (query, key, value))
     num_pairs, num_heads = len(segments.lengths), query.shape[1]
-    bias = q.new_zeros(segments.mask.shape).masked_fill_(~segments.mask, -torch.inf)
-    bias = bias.repeat_interleave(num_heads, 0).unsqueeze(1)
+    bias = segments.bias.to(q.dtype).repeat_interleave(num_heads, 0).unsqueeze(1)
     # Scaled before they are rounded to half precision, of which softmax makes float32 inside.
     logits = torch.baddbmm(bias, q, k.mT, alpha=scaling)
     if window is not None:

@@ -92,6 +92,12 @@ class Segments:
         return self._to_device(np.arange(self.width) < self.lengths[:, None])
 
     @cached_property
+    def bias(self) -> Tensor:
+        """float32 ``[pairs, width]``: what hides a padding from attention, -inf, else 0."""
+        zeros = torch.zeros(self.mask.shape, device=self.device)
+        return zeros.masked_fill_(~self.mask, -torch.inf)
+
+    @cached_property
     def places(self) -> Tensor:
         """int64 ``[pairs, width]``: the token at each place of the rectangle, 0 for a padding."""
         return torch.where(

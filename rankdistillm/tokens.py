@@ -120,9 +120,7 @@ class PackedPairs:
         """The chosen pairs, packed alike."""
         lengths = self.lengths[chosen]
         shift = (np.cumsum(self.lengths) - self.lengths)[chosen] - (np.cumsum(lengths) - lengths)
-        source = np.arange(lengths.sum()) + np.repeat(shift, lengths)
-        types = None if self.types is None else self.types[source]
-        return PackedPairs(self.tokens[source], types, lengths)
+        return self._taken(np.arange(lengths.sum()) + np.repeat(shift, lengths), lengths)
 
     def filled(self, multiple: int) -> "PackedPairs":
         """With one more pair, which fills the row up to a multiple of so many tokens.
@@ -133,8 +131,12 @@ class PackedPairs:
         if not missing:
             return self
         source = np.arange(len(self.tokens) + missing) % len(self.tokens)
+        return self._taken(source, np.append(self.lengths, missing))
+
+    def _taken(self, source: np.ndarray, lengths: np.ndarray) -> "PackedPairs":
+        """Pairs of these lengths, made of the tokens at the places ``source``."""
         types = None if self.types is None else self.types[source]
-        return PackedPairs(self.tokens[source], types, np.append(self.lengths, missing))
+        return PackedPairs(self.tokens[source], types, lengths)
 
 
 def plan_chunks(lengths: np.ndarray, token_budget: int, *, padded: bool) -> list[np.ndarray]:
