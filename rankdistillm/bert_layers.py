@@ -11,12 +11,15 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from rankdistillm.fused_layers import FusedLayer, is_available
 from rankdistillm.packed_attention import attend
 from rankdistillm.segments import Segments
 
 LAYERS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer")
+
+FusedLayers = dict[nn.Module, FusedLayer]
 
 
 def use_packed_layers(backbone: Any, *, first_only: bool) -> bool:
@@ -37,7 +40,27 @@ def use_packed_layers(backbone: Any, *, first_only: bool) -> bool:
     return True
 
 
-def _layer(layer: Any, hidden: Tensor, *_: Any, segments: Segments, **__: Any) -> Tensor:
+def fused_layers(network: nn.Module) -> FusedLayers:
+    """Quicker stand-ins for scoring without gradients, made of the weights as they are now.
+
+    For what an encoder takes as ``fused``; empty where `rankdistillm.fused_layers` has none.
+    """
+    if not is_available():
+        return {}
+    ours = (m for m in network.modules() if getattr(m.forward, "__func__", None) is _layer)
+    return {layer: FusedLayer(layer) for layer in ours}
+
+
+def _layer(
+    layer: Any,
+    hidden: Tensor,
+    *_: Any,
+    segments: Segments,
+    fused: FusedLayers | None = None,
+    **__: Any,
+) -> Tensor:
+    if fused:
+        return fused[layer](hidden, segments)
     inner = layer.attention.self
     narrow = _narrowed(hidden)
     query, key, value = (

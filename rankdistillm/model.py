@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankdistillm.bert_layers import FusedLayers, fused_layers
 from rankdistillm.devices import autocast_dtype_of, to_device
 from rankdistillm.dropout import use_fast_dropout
 from rankdistillm.errors import InputError
@@ -123,10 +124,21 @@ class CrossEncoder(nn.Module):
         restore[np.concatenate(chunks)] = np.arange(len(pairs))
         return scores.index_select(0, to_device(restore, self.device))
 
+    def fused_layers(self) -> FusedLayers:
+        """What makes `score_chunks` quicker where no gradient is wanted, as the weights are now.
+
+        Empty where nothing does. Scores then differ by the rounding of bf16.
+        """
+        is_bf16 = self.device.type == "cpu" and self.autocast_dtype == torch.bfloat16
+        return fused_layers(self.network) if is_bf16 else {}
+
     def score_chunks(
-        self, pairs: PackedPairs, chunks: Sequence[np.ndarray]
+        self, pairs: PackedPairs, chunks: Sequence[np.ndarray], fused: FusedLayers | None = None
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Yield each chunk (positions of some pairs) with the scores of its pairs, float32."""
+        """Yield each chunk (positions of some pairs) with the scores of its pairs, float32.
+
+        ``fused``: what `fused_layers` gives, for an evaluation without gradients.
+        """
         device = self.device
         parts = [pairs.select(chunk) for chunk in chunks]
         if self._shapes_are_compiled:
@@ -142,7 +154,7 @@ class CrossEncoder(nn.Module):
         for chunk, part, states in zip(chunks, parts, embedded, strict=True):
             types = None if part.types is None else to_device(part.types.astype(np.int64), device)
             with self.autocast():
-                scores = self.network(states, types, Segments(part.lengths, device))
+                scores = self.network(states, types, Segments(part.lengths, device), fused)
             yield chunk, scores[: len(chunk)]
 
     @property

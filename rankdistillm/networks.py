@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankdistillm.bert_layers import use_packed_layers
+from rankdistillm.bert_layers import FusedLayers, use_packed_layers
 from rankdistillm.errors import InputError
 from rankdistillm.packed_attention import first_position, use_packed_attention
 from rankdistillm.segments import Segments
@@ -47,13 +47,19 @@ class MonoNetwork(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
-    def forward(self, embedded: Tensor, types: Tensor | None, segments: Segments) -> Tensor:
+    def forward(
+        self,
+        embedded: Tensor,
+        types: Tensor | None,
+        segments: Segments,
+        fused: FusedLayers | None = None,
+    ) -> Tensor:
         """Scores ``[pairs]`` of packed pairs.
 
         ``embedded`` ``[tokens, embedding size]``; ``types``: token types ``[tokens]``, None for a
-        model that takes none.
+        model that takes none; ``fused``: of `rankdistillm.bert_layers.fused_layers`.
         """
-        inputs = _encoder_inputs(self.backbone, self.packed, embedded, types, segments)
+        inputs = _encoder_inputs(self.backbone, self.packed, embedded, types, segments, fused)
         states = self.backbone(**inputs).last_hidden_state
         # Scores are float32 whatever the encoder computes in.
         with torch.autocast(states.device.type, enabled=False):
@@ -107,9 +113,15 @@ class ClassifierNetwork(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.classifier.get_input_embeddings()
 
-    def forward(self, embedded: Tensor, types: Tensor | None, segments: Segments) -> Tensor:
+    def forward(
+        self,
+        embedded: Tensor,
+        types: Tensor | None,
+        segments: Segments,
+        fused: FusedLayers | None = None,
+    ) -> Tensor:
         """Scores ``[pairs]``; the inputs are those of `MonoNetwork.forward`."""
-        inputs = _encoder_inputs(self.classifier, self.packed, embedded, types, segments)
+        inputs = _encoder_inputs(self.classifier, self.packed, embedded, types, segments, fused)
         return self.classifier(**inputs).logits.squeeze(-1)
 
 
@@ -121,7 +133,12 @@ def _forward_without_autocast(module: Any, states: Tensor, *rest: Any, **options
 
 
 def _encoder_inputs(
-    model: Any, packed: bool, embedded: Tensor, types: Tensor | None, segments: Segments
+    model: Any,
+    packed: bool,
+    embedded: Tensor,
+    types: Tensor | None,
+    segments: Segments,
+    fused: FusedLayers | None,
 ) -> dict[str, Any]:
     """What a model of transformers is called with: one row of all pairs, or a padded rectangle."""
     if packed:
@@ -129,6 +146,7 @@ def _encoder_inputs(
             "inputs_embeds": embedded.unsqueeze(0),
             "position_ids": (segments.positions + first_position(model.config)).unsqueeze(0),
             "segments": segments,
+            "fused": fused,
         }
     else:
         inputs = {"inputs_embeds": segments.pad(embedded), "attention_mask": segments.mask.long()}

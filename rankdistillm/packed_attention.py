@@ -142,6 +142,11 @@ def _in_rectangle(
     so in training (torch 2.13).
     """
     q, k, v = (_heads(states, segments) for states in (query, key, value))
+    if k.dtype.itemsize == 2:
+        # The same for all keys of a query, so that softmax and gradients forget it. The tokens
+        # that attention falls on have scores near the first token's, which are then near 0, where
+        # half precision rounds least.
+        k = k - k[:, :1].detach()
     num_pairs, num_heads = len(segments.lengths), query.shape[1]
     bias = segments.bias.to(q.dtype).repeat_interleave(num_heads, 0).unsqueeze(1)
     # Scaled before they are rounded to half precision, of which softmax makes float32 inside.

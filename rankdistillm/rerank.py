@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rankdistillm import processes
+from rankdistillm.bert_layers import FusedLayers
 from rankdistillm.cli import run_command
 from rankdistillm.devices import (
     device_of,
@@ -164,13 +165,14 @@ class Reranker:
             bar = tqdm(
                 total=len(pairs), desc="re-rank", unit="pair", disable=None if shown else True
             )
+            fused = model.fused_layers()
             with bar, model.autocast():
                 for start, packed in zip(starts, made_ahead(pack, starts), strict=True):
                     # Each process takes some of the chunks that one alone would make, so that its
                     # scores are the same to the last bit.
                     chunks = model.plan_chunks(packed.lengths)
                     own = chunks[processes.rank() :: processes.count()]
-                    for chosen, scored in self._score_chunks(packed, own):
+                    for chosen, scored in self._score_chunks(packed, own, fused):
                         if activation is not None:
                             scored = activation(scored)
                         waiting.append((start + chosen, read_later(scored)))
@@ -191,7 +193,7 @@ class Reranker:
         return scores
 
     def _score_chunks(
-        self, pairs: PackedPairs, chunks: Sequence[np.ndarray]
+        self, pairs: PackedPairs, chunks: Sequence[np.ndarray], fused: FusedLayers
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """As the model's; a chunk that does not fit into the device's memory is halved."""
         waiting = deque(chunks)
@@ -199,7 +201,7 @@ class Reranker:
             chunk = waiting.popleft()
             scored = None
             with suppress(torch.OutOfMemoryError):
-                ((_, scored),) = self.model.score_chunks(pairs, [chunk])
+                ((_, scored),) = self.model.score_chunks(pairs, [chunk], fused)
             if scored is not None:
                 yield chunk, scored
             elif len(chunk) > 1:

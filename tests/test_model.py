@@ -68,10 +68,10 @@ def test_what_fills_a_chunk_changes_nothing(architecture, precision, tiny_models
     sizes = []
     forward = model.network.forward
 
-    def spy(embedded, types, segments):
+    def spy(embedded, types, segments, *fused):
         assert len(embedded) == segments.num_tokens
         sizes.append(segments.num_tokens)
-        return forward(embedded, types, segments)
+        return forward(embedded, types, segments, *fused)
 
     monkeypatch.setattr(model.network, "forward", spy)
     found = {}

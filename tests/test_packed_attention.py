@@ -132,6 +132,17 @@ def test_the_size_of_the_rectangles_does_not_matter(window, monkeypatch):
         torch.testing.assert_close(gradient, wanted)
 
 
+def test_what_all_keys_share_is_not_rounded_in_half_precision():
+    """Large scores that hardly differ: bf16 has steps of 0.25 at 50."""
+    torch.manual_seed(4)
+    query, key, value = (rows(LENGTHS.sum()).detach() for _ in range(3))
+    query, key = query * 0.1 + 5, key * 0.25
+    query, key, value = (s.bfloat16().double() for s in (query, key + 5, value))
+    expected = reference(query, key, value, 0.5)
+    found = attend(*(s.bfloat16() for s in (query, key, value)), SEGMENTS, 0.5)
+    assert (found.double() - expected).norm() < 0.005 * expected.norm()
+
+
 def test_dropout_is_that_of_the_global_generator_and_keeps_the_mean():
     inputs = [rows(LENGTHS.sum(), torch.float32).detach() for _ in range(3)]
     without = attend(*inputs, SEGMENTS, 0.5)

@@ -1,0 +1,79 @@
+"""The layers of BERT-like encoders where only scores are wanted, in bf16 on a CPU.
+
+A linear layer, its bias and what comes after it, GELU or the residual sum, are one call of oneDNN,
+which rounds the result once; what goes from layer to layer is bf16. The calls are those that torch
+made for its own compiler, ``torch.ops.mkldnn._linear_pointwise``, the same from torch 2.10 to 2.13;
+where they are not to be had, the layers stay those of `rankdistillm.bert_layers`.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+from transformers.activations import GELUActivation
+
+from rankdistillm.devices import cpu_has_bf16
+from rankdistillm.packed_attention import attend
+from rankdistillm.segments import Segments
+
+DTYPE = torch.bfloat16
+
+
+@cache
+def is_available() -> bool:
+    """Whether this torch has the calls, and this CPU what makes them quick."""
+    ones = torch.ones(1, 1, dtype=DTYPE)
+    try:
+        _linear(ones, (ones, ones[0]), "gelu")
+        _linear_and_sum(ones, (ones, ones[0]), ones)
+    except (AttributeError, RuntimeError):
+        return False
+    return cpu_has_bf16()
+
+
+class FusedLayer:
+    """A layer in evaluation mode, with a copy in bf16 of the weights that it has now."""
+
+    def __init__(self, layer: Any) -> None:
+        inner = layer.attention.self
+        self._projections = [_narrowed(p) for p in (inner.query, inner.key, inner.value)]
+        self._head_shape = (inner.num_attention_heads, inner.attention_head_size)
+        self._scaling = inner.scaling
+        self._after_attention = _narrowed(layer.attention.output.dense)
+        self._attention_norm = layer.attention.output.LayerNorm
+        self._intermediate = _narrowed(layer.intermediate.dense)
+        activation = layer.intermediate.intermediate_act_fn
+        is_gelu = isinstance(activation, GELUActivation) and activation.act is gelu
+        self._activation = None if is_gelu else activation
+        self._output = _narrowed(layer.output.dense)
+        self._output_norm = layer.output.LayerNorm
+
+    def __call__(self, hidden: Tensor, segments: Segments) -> Tensor:
+        """States bf16 ``[1, tokens, hidden]`` of those, in any type, before the layer."""
+        hidden = hidden.to(DTYPE)
+        query, key, value = (
+            _linear(hidden, weights).squeeze(0).unflatten(-1, self._head_shape)
+            for weights in self._projections
+        )
+        context = attend(query, key, value, segments, self._scaling).flatten(1).unsqueeze(0)
+        attended = _linear_and_sum(context, self._after_attention, hidden)
+        attended = self._attention_norm(attended)
+        if self._activation is None:
+            inner = _linear(attended, self._intermediate, "gelu")
+        else:
+            inner = self._activation(_linear(attended, self._intermediate))
+        return self._output_norm(_linear_and_sum(inner, self._output, attended))
+
+
+def _narrowed(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    return linear.weight.detach().to(DTYPE), linear.bias.detach().to(DTYPE)
+
+
+def _linear(states: Tensor, weights: tuple[Tensor, Tensor], then: str = "none") -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(states, *weights, then, [], "none")
+
+
+def _linear_and_sum(states: Tensor, weights: tuple[Tensor, Tensor], residual: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.binary(states, residual, *weights, "add")
