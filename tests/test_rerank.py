@@ -72,10 +72,10 @@ def test_what_does_not_fit_into_the_memory_is_halved(reranker, monkeypatch):
     expected = reranker.rerank(run, QUERIES, DOCS, progress=False)
     score, room = CrossEncoder.score_chunks, 2
 
-    def cramped(self, pairs, chunks):
+    def cramped(self, pairs, chunks, fused):
         if max(map(len, chunks)) > room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return score(self, pairs, chunks)
+        return score(self, pairs, chunks, fused)
 
     monkeypatch.setattr(CrossEncoder, "score_chunks", cramped)
     found = reranker.rerank(run, QUERIES, DOCS, progress=False)
