@@ -2,8 +2,8 @@
 
 A linear layer, its bias and what comes after it, GELU or the residual sum, are one call of oneDNN,
 which rounds the result once; what goes from layer to layer is bf16. The calls are those that torch
-made for its own compiler, ``torch.ops.mkldnn._linear_pointwise``, the same from torch 2.10 to 2.13;
-where they are not to be had, the layers stay those of `rankdistillm.bert_layers`.
+made for its own compiler, ``torch.ops.mkldnn._linear_pointwise`` (as of torch 2.13), not public
+ones: where they are not to be had, the layers stay those of `rankdistillm.bert_layers`.
 """
 
 from functools import cache

@@ -138,8 +138,9 @@ def main() -> None:
     @torch.inference_mode()
     def rerank(step: int) -> None:
         pairs = batches[step].pairs
+        chunks = model.plan_chunks(pairs.lengths)
         with model.autocast():  # as `Reranker` does
-            for _ in model.score_chunks(pairs, model.plan_chunks(pairs.lengths)):
+            for _ in model.score_chunks(pairs, chunks, model.fused_layers()):
                 pass
 
     _, _, layers, hidden, heads, feed_forward = SHAPES[arguments.model]
