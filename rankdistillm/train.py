@@ -20,7 +20,7 @@ from rankdistillm import processes
 from rankdistillm.checkpoint import TrainingState, restore_folder, save_student
 from rankdistillm.cli import remove_unused_folder, run_command
 from rankdistillm.data import TrainingData, read_training_run
-from rankdistillm.devices import device_of, keep_freed_memory
+from rankdistillm.devices import bound_compiled_products, device_of, keep_freed_memory
 from rankdistillm.errors import InputError, check_count
 from rankdistillm.files import check_writable, replacing
 from rankdistillm.gradients import TokenBudget, step_gradients
@@ -57,6 +57,7 @@ def train(config: DictConfig) -> float | None:
     """
     device = device_of(config.device)
     keep_freed_memory(device)
+    bound_compiled_products()
     with processes.joined(device):
         return _train(config, device)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from experiments.bench.generated import collection, training_data
-from rankdistillm.devices import device_of, keep_freed_memory
+from rankdistillm.devices import bound_compiled_products, device_of, keep_freed_memory
 from rankdistillm.gradients import TokenBudget, step_gradients
 from rankdistillm.losses import ranknet_loss
 from rankdistillm.model import CrossEncoder
@@ -30,6 +30,7 @@ def measure(list_size: int, pairs: int, token_budget: int) -> dict[str, float]:
     """MiB at the peak and before the step, and milliseconds a pair, of the second of two steps."""
     device = device_of("auto")
     keep_freed_memory(device)
+    bound_compiled_products()
     torch.manual_seed(0)
     model = CrossEncoder.from_pretrained(
         "sentence-transformers/all-MiniLM-L6-v2", dropout=0.0, device=device

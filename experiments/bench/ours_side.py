@@ -6,7 +6,7 @@ from generated import training_data
 from lists import QUERIES_PER_STEP, Batch, measure, read_batches, read_settings
 from torch.nn.utils import clip_grad_norm_
 
-from rankdistillm.devices import device_of, keep_freed_memory
+from rankdistillm.devices import bound_compiled_products, device_of, keep_freed_memory
 from rankdistillm.gradients import TokenBudget, step_gradients
 from rankdistillm.losses import ranknet_loss
 from rankdistillm.model import CrossEncoder
@@ -40,6 +40,7 @@ def run_of(batch: Batch) -> Run:
 
 
 if given.what == "train":
+    bound_compiled_products()
     optimizer = make_optimizer(model, 1e-5, 0.01)
     scaler = make_scaler(device, is_fp16=False)
     budget = TokenBudget.for_model(model)

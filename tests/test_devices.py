@@ -1,0 +1,30 @@
+"""What the process is told before it computes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+MAKE_PRODUCTS = """
+import torch
+from rankdistillm.devices import bound_compiled_products
+
+bound_compiled_products()
+for length in (*range(3, 100), 3):
+    torch.nn.functional.gelu(torch.ones(length).to_mkldnn())
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize(("capacity", "compiled"), [(None, 98), ("1024", 97)])
+def test_few_compiled_products_are_kept(capacity, compiled):
+    environment = {**os.environ, "ONEDNN_VERBOSE": "profile_create"}
+    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+    if capacity:
+        environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = capacity
+    command = [sys.executable, "-c", MAKE_PRODUCTS]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    made = [line for line in done.stdout.splitlines() if ",eltwise," in line]
+    assert sum("cache_miss" in line for line in made) == compiled
