@@ -7,6 +7,8 @@ both draw on one thread. A rate is kept to within 2⁻¹⁷.
 import torch
 from torch import Tensor, nn
 
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class Dropout(nn.Dropout):
     """torch's ``nn.Dropout`` (Srivastava et al., JMLR 2014), on a CPU by `scaled_mask`."""
@@ -30,12 +32,28 @@ def scaled_mask(like: Tensor, rate: float) -> Tensor:
 
     A product with it is dropout.
     """
+    bits = kept_bits(like, rate)
+    scale = torch.tensor(1 / (1 - rate), dtype=like.dtype).view(bits.dtype).item()
+    return bits.bitwise_and_(int(scale)).view(like.dtype)
+
+
+def kept_bits(like: Tensor, rate: float) -> Tensor:
+    """Integers as wide as the elements: 0 with probability ``rate``, else -1, which is all bits.
+
+    `keep` takes them: on a CPU that is quicker than a product, above all in half precision.
+    """
+    integer = INTEGERS[like.dtype.itemsize]
     if like.device.type != "cpu":
-        return torch.empty_like(like).bernoulli_(1 - rate).div_(1 - rate)
+        return torch.empty_like(like, dtype=integer).bernoulli_(1 - rate).neg_()
     quarter = -(-like.numel() // 4)
     # All 64 bits are random only in this range.
     drawn = torch.empty(quarter, dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
     lowest, highest = torch.iinfo(torch.int16).min, torch.iinfo(torch.int16).max
     threshold = min(highest, lowest + round(rate * 2**16))
-    kept = drawn.view(torch.int16)[: like.numel()].ge_(threshold)
-    return kept.view(like.shape).to(like.dtype).mul_(1 / (1 - rate))
+    kept = drawn.view(torch.int16)[: like.numel()].ge_(threshold).neg_()
+    return kept.view(like.shape).to(integer)
+
+
+def keep(values: Tensor, bits: Tensor) -> Tensor:
+    """The values where the bits of `kept_bits` are set, else 0."""
+    return (values.view(bits.dtype) & bits).view(values.dtype)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from rankdistillm.dropout import scaled_mask
+from rankdistillm.dropout import keep, kept_bits
 from rankdistillm.segments import Segments
 
 NAME = "rankdistillm_packed"
@@ -158,7 +158,7 @@ def _in_rectangle(
         logits.unflatten(0, (num_pairs, num_heads)).masked_fill_(far, -torch.inf)
     weights = logits.softmax(-1)
     if dropout:
-        return _rows(_DroppedSum.apply(weights, scaled_mask(weights, dropout), v), segments)
+        return _rows(_DroppedSum.apply(weights, v, dropout), segments)
     return _rows(weights @ v, segments)
 
 
@@ -176,18 +176,26 @@ def _rows(rectangle: Tensor, segments: Segments) -> Tensor:
 
 
 class _DroppedSum(torch.autograd.Function):
-    """``(weights * kept) @ value``; the product is made again backward instead of kept."""
+    """The product of what dropout leaves of the weights with the values.
+
+    The former is made again backward instead of kept, and the values are scaled instead of it,
+    which are fewer.
+    """
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, kept: Tensor, value: Tensor) -> Tensor:
-        ctx.save_for_backward(weights, kept, value)
-        return (weights * kept) @ value
+    def forward(ctx: Any, weights: Tensor, value: Tensor, rate: float) -> Tensor:
+        ctx.scale = 1 / (1 - rate)
+        scaled = value * ctx.scale
+        bits = kept_bits(weights, rate)
+        ctx.save_for_backward(weights, bits, scaled)
+        return keep(weights, bits) @ scaled
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor]:
-        weights, kept, value = ctx.saved_tensors
-        of_weights = (gradients[0] @ value.mT).mul_(kept)
-        return of_weights, None, (weights * kept).mT @ gradients[0]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        weights, bits, scaled = ctx.saved_tensors
+        of_weights = keep(gradients[0] @ scaled.mT, bits)
+        of_value = (keep(weights, bits).mT @ gradients[0]).mul_(ctx.scale)
+        return of_weights, of_value, None
 
 
 class _Pad(torch.autograd.Function):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from rankdistillm.dropout import Dropout, scaled_mask, use_fast_dropout
+from rankdistillm.dropout import Dropout, keep, kept_bits, scaled_mask, use_fast_dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -16,6 +16,16 @@ def test_mask_has_the_rate_and_the_scale(rate, dtype):
     assert kept.double().mean().item() == pytest.approx(1 - rate, abs=0.003)
     scale = torch.tensor(1 / (1 - rate), dtype=dtype)
     assert torch.equal(mask[kept], scale.expand(int(kept.sum())))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_bits_keep_what_the_mask_keeps(dtype):
+    values = torch.randn(37, 11, dtype=dtype)
+    torch.manual_seed(5)
+    mask = scaled_mask(values, 0.4)
+    torch.manual_seed(5)
+    kept = keep(values, kept_bits(values, 0.4))
+    assert torch.equal(kept, torch.where(mask != 0, values, 0))
 
 
 def test_neighbours_are_independent():

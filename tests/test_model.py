@@ -103,18 +103,20 @@ def test_padding_counts_where_there_is_any(tiny_models, monkeypatch):
 
 @pytest.mark.parametrize("architecture", ["bert", "electra", "roberta"])
 def test_dropout_is_where_transformers_has_it(architecture, tiny_models, monkeypatch):
-    """Each dropout is replaced by a product with 1/2, so that the two can be compared."""
+    """None drops anything, only scales, so that the two can be compared."""
     path = tiny_models(architecture)
-    model = load(path, dropout=0.1).train()
+    model = load(path, dropout=0.5).train()
     without = load(path)(pack(model, PAIRS))
     for name in ("rankdistillm.dropout", "rankdistillm.packed_attention"):
-        monkeypatch.setattr(f"{name}.scaled_mask", lambda like, _: torch.full_like(like, 0.5))
+        monkeypatch.setattr(
+            f"{name}.kept_bits", lambda like, _: torch.full_like(like, -1, dtype=torch.int32)
+        )
     found = model(pack(model, PAIRS))
     whole = AutoModel.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
     inputs = model.tokenizer(
         [q for q, _ in PAIRS], [d for _, d in PAIRS], padding=True, return_tensors="pt"
     )
-    monkeypatch.setattr("torch.nn.functional.dropout", lambda states, *_, **__: states * 0.5)
+    monkeypatch.setattr("torch.nn.functional.dropout", lambda states, *_, **__: states * 2)
     states = whole.train()(**inputs).last_hidden_state
     expected = (states[:, 0] @ model.network.linear.weight.T).squeeze(-1)
     assert (found - without).abs().max() > 1e-3
