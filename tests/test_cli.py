@@ -32,6 +32,13 @@ def test_an_error_is_one_line_and_a_status(process, tmp_path):
     assert "Traceback" in full.stderr
 
 
+def test_the_collector_leaves_what_the_imports_made_alone(process, tmp_path):
+    job = "lambda config: print(gc.get_freeze_count() > len(gc.get_objects()))"
+    code = f"import gc; from rankdistillm.cli import run_command; run_command({job}, 'train')"
+    result = process("-c", code, cwd=tmp_path)
+    assert result.stdout == "True\n", result.stderr
+
+
 @pytest.mark.slow
 def test_a_launcher_names_folders_as_the_sweep_does(process, tiny_bert, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
