@@ -128,9 +128,10 @@ class TrainingState:
     def _check_setting(self, saved: Mapping[str, Any]) -> None:
         for name, value in self.setting.items():
             if saved.get(name) != value:
+                name, before, now = _difference(name, saved.get(name), value)
                 raise InputError(
-                    f"{self.folder.parent}: holds a training with {name}={saved.get(name)}, not "
-                    f"{value}; choose another output, or start anew with resume=never"
+                    f"{self.folder.parent}: holds a training with {name}={before}, not {now}; "
+                    "choose another output, or start anew with resume=never"
                 )
 
     def _set_random(self, states: list[dict[str, Any]]) -> None:
@@ -147,3 +148,12 @@ class TrainingState:
     def _steps(self) -> list[int]:
         names = (file.stem for file in self.folder.glob("*.pt"))
         return sorted(int(name) for name in names if name.isdigit())
+
+
+def _difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """Where two values that differ do so: the dotted name of the option, and the two there."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in now.keys() | before.keys():
+            if before.get(key) != now.get(key):
+                return _difference(f"{name}.{key}", before.get(key), now.get(key))
+    return name, before, now

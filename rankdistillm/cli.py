@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -102,6 +103,11 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
         if full_error:
             raise
         _end(error)
+    except KeyboardInterrupt:  # but in the steps of a training, which end with a checkpoint
+        if full_error:
+            raise
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     finally:
         os.environ.pop("HYDRA_FULL_ERROR")
         if asked is not None:

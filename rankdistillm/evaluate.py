@@ -58,6 +58,7 @@ def evaluate(config: DictConfig) -> None:
         _write(config.output, json.dumps(report, indent=2, ensure_ascii=False))
     if config.plot:
         plot_gains(measured, metrics[0], baselines, Path(config.plot))
+        log.info("wrote %s", config.plot)
 
 
 def _check_settings(config: DictConfig, metrics: Sequence[str], baselines: Sequence[str]) -> None:

@@ -28,9 +28,9 @@ def find_runs(runs: Any, qrels: Any) -> tuple[dict[str, JudgedFiles], list[str]]
     """Collection -> its files, and notes on what was left out.
 
     ``runs``: run name -> file, all of one collection (then called ``""``), with its ``qrels``; or
-    collection -> run name -> file; or a folder of files ``RUN__COLLECTION.run``. ``qrels`` maps
-    collections to their judgements; for one that it lacks they are those of the ir_datasets id that
-    it is. Where there is one collection alone, it may name the judgements themselves.
+    collection -> run name -> file; or a folder (`runs_of_folder`). ``qrels`` maps collections to
+    their judgements; for one that it lacks they are those of the ir_datasets id that it is. Where
+    there is one collection alone, it may name the judgements themselves.
     """
     if not runs:
         raise InputError(f"runs is not set; add it, for example {EXAMPLE}")
@@ -67,31 +67,35 @@ def runs_of_folder(folder: Path, qrels: Any = None) -> dict[str, dict[str, str]]
     """Collection -> run name -> file, of the files ``RUN__COLLECTION.run`` in a folder.
 
     In a file name dashes stand for the slashes of a collection, one of ``qrels`` or of ir_datasets.
+    Where ``qrels`` is one file or id and no run names a collection, theirs is called ``""``.
     """
     if not folder.is_dir():
         raise InputError(f"runs={folder}: not a folder; give one, or name each run as in {EXAMPLE}")
     given = () if qrels is None or isinstance(qrels, str) else qrels
     known = {str(name).replace("/", "-"): str(name) for name in given}
     named: dict[str, dict[str, str]] = {}
-    unmarked = []
     for file in sorted(folder.iterdir()):
+        is_judgements = isinstance(qrels, str) and file.resolve() == Path(qrels).resolve()
+        if suffix_of(file) not in RUN_SUFFIXES or is_judgements:
+            continue
         run, marked, rest = file.name.rpartition("__")
-        if suffix_of(file) not in RUN_SUFFIXES:
-            continue
-        if not marked:
-            unmarked.append(file.name)
-            continue
         name = rest.removesuffix(".gz").rpartition(".")[0]
-        collection = known.get(name) or collection_of(file) or name
-        runs = named.setdefault(collection, {})
-        if (other := runs.setdefault(run.strip("_"), str(file))) != str(file):
-            raise InputError(
-                f"{other} and {file} are both the run {run.strip('_')} of {collection}; rename one"
-            )
-    if unmarked:
-        log.warning("%s: without __COLLECTION, left out: %s", folder, ", ".join(unmarked))
+        if marked:
+            collection, run = known.get(name) or collection_of(file) or name, run.strip("_")
+        else:
+            collection, run = "", name
+        other = named.setdefault(collection, {}).setdefault(run, str(file))
+        if other != str(file):
+            of = f" of {collection}" if collection else ""
+            raise InputError(f"{other} and {file} are both the run {run}{of}; rename one")
+    if "" in named and (len(named) > 1 or not isinstance(qrels, str)):
+        left_out = ", ".join(Path(file).name for file in named.pop("").values())
+        log.warning("%s: without __COLLECTION, left out: %s", folder, left_out)
     if not named:
-        raise InputError(f"runs={folder}: no file RUN__COLLECTION{'|'.join(RUN_SUFFIXES)} in it")
+        raise InputError(
+            f"runs={folder}: no file RUN__COLLECTION{'|'.join(RUN_SUFFIXES)} in it; runs without "
+            "__COLLECTION need qrels=FILE, the judgements of their one collection"
+        )
     return named
 
 

@@ -136,7 +136,7 @@ def _ranx_functions(names: set[str]) -> dict[str, Callable[..., np.ndarray]]:
     # The compiled form of ranx/metrics/ndcg.py is cached as ndcg.*.nbi.
     modules = [sys.modules[function.__module__] for function in functions.values()]
     if not all(any(cache.glob(f"{Path(module.__file__ or '').stem}.*.nbi")) for module in modules):
-        log.info("compiling ranx's metrics once, about 10 s; cached afterwards")
+        log.info("compiling ranx's %s, about 10 s; cached afterwards", ", ".join(functions))
     return functions
 
 

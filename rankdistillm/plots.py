@@ -3,6 +3,7 @@
 Needs matplotlib: ``pip install rankdistillm[plots]``.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import cycle
@@ -18,6 +19,7 @@ from rankdistillm.metrics import Figures
 # Okabe & Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vX"
+PANELS_ACROSS = 3
 
 
 def check_plot(path: Path) -> None:
@@ -55,7 +57,7 @@ def plot_gains(
         panel.set_title(f"{name}: {better} better, {worse} worse", fontsize=10)
         panel.set_xlabel("query, by gain")
         panel.set_ylim(-limit, limit)
-    panels[0].set_ylabel(f"gain in {metric} over {baselines[0]}")
+    figure.supylabel(f"gain in {metric} over {baselines[0]}", fontsize=10)
     _save(figure, path)
 
 
@@ -100,8 +102,13 @@ def _panels(number: int, path: Path) -> tuple[Any, Sequence[Any]]:
         raise InputError(f"{path}: nothing to draw beside the baseline; add a run to runs=")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.6 * number + 1.2, 3.4), layout="constrained")
-    panels = figure.subplots(1, number, sharey=True, squeeze=False)[0]
+    across = min(number, PANELS_ACROSS)
+    rows = math.ceil(number / across)
+    figure = Figure(figsize=(3.6 * across + 1.2, 3.4 * rows), layout="constrained")
+    places = list(figure.subplots(rows, across, sharey=True, squeeze=False).flat)
+    panels, empty = places[:number], places[number:]
+    for place in empty:
+        place.remove()
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", linewidth=0.4, alpha=0.6)

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,12 @@ def locate(path: str) -> str:
 
 def read_config(source: str) -> dict[str, Any]:
     """config.json as it stands."""
-    return json.loads(Path(str(cached_file(source, "config.json"))).read_text(encoding="utf-8"))
+    file = cached_file(source, "config.json")
+    if file is None:  # a folder without one: the only lack of which transformers says nothing
+        inside = Path(source) / "checkpoint"
+        hint = f"; the student is in {inside}" if inside.is_dir() else ""
+        raise FileNotFoundError(f"there is no config.json{hint}")
+    return json.loads(Path(str(file)).read_text(encoding="utf-8"))
 
 
 def find_file(source: str, name: str) -> str | None:
@@ -74,11 +80,13 @@ def write_files(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]
     """Write config.json and model.safetensors into an existing folder."""
     # Clones: one tensor under two names (tied weights) would be refused by safetensors.
     tensors = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+    write_json(folder / "config.json", config)
     try:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(str(error)) from error
-    write_json(folder / "config.json", config)
+    # safetensors makes a file that its owner alone may read.
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from tqdm import tqdm
 
 from rankdistillm import processes
 from rankdistillm.bert_layers import FusedLayers
@@ -26,6 +25,7 @@ from rankdistillm.devices import (
 from rankdistillm.errors import InputError
 from rankdistillm.files import check_writable
 from rankdistillm.model import CrossEncoder
+from rankdistillm.progress import progress_bar
 from rankdistillm.runs import Run
 from rankdistillm.texts import texts_of_run
 from rankdistillm.token_cache import TokenisedTexts
@@ -161,10 +161,7 @@ class Reranker:
         was_training = model.training
         model.eval()
         try:
-            shown = progress and processes.is_first()
-            bar = tqdm(
-                total=len(pairs), desc="re-rank", unit="pair", disable=None if shown else True
-            )
+            bar = progress_bar(shown=progress, total=len(pairs), desc="re-rank", unit="pair")
             fused = model.fused_layers()
             with bar, model.autocast():
                 for start, packed in zip(starts, made_ahead(pack, starts), strict=True):

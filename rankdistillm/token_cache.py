@@ -22,9 +22,8 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
-from rankdistillm import processes
+from rankdistillm.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +102,7 @@ class _Work:
 
     def batches(self) -> Iterator[list[list[int]]]:
         """The token ids of some texts after others; the tokeniser works on each in parallel."""
-        quiet = None if processes.is_first() else True
-        with tqdm(total=len(self.texts), desc=self.description, unit="text", disable=quiet) as bar:
+        with progress_bar(total=len(self.texts), desc=self.description, unit="text") as bar:
             for start in range(0, len(self.texts), TEXTS_AT_ONCE):
                 texts = list(self.texts[start : start + TEXTS_AT_ONCE])
                 tokens = self._tokenise(texts, self.max_length)

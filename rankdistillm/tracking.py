@@ -167,4 +167,4 @@ class StepFigures:
             "pairs_per_second": rate,
         }
         self._tracker.log(step, figures)
-        self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} pairs/s")
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} pairs/s", refresh=False)

@@ -14,7 +14,6 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
 from rankdistillm import processes
 from rankdistillm.checkpoint import TrainingState, restore_folder, save_student
@@ -34,6 +33,7 @@ from rankdistillm.optim import (
     make_schedule,
     renew_rates,
 )
+from rankdistillm.progress import progress_bar
 from rankdistillm.targets import check_pairing
 from rankdistillm.texts import texts_of_run
 from rankdistillm.tracking import StepFigures, Tracker
@@ -149,10 +149,9 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
     # ---- loop
     tracker = Tracker(output, config, step=place["step"])
     model.train()
-    quiet = None if processes.is_first() else True
     patience = config.validation.patience or math.inf
     last = len(data) if place["validations_since_best"] < patience else place["step"]
-    bar = tqdm(range(place["step"], last), config.stage, disable=quiet, smoothing=0.05)
+    bar = progress_bar(range(place["step"], last), desc=config.stage, smoothing=0.05)
     figures = StepFigures(tracker, bar, overflow_is_routine=is_fp16)
     scale = scaler.get_scale()
     with closing(bar), closing(tracker), stop_requests() as stop:
@@ -187,7 +186,11 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
                 with figures.interrupted():
                     state.save(place)
             if figures.stop_asked and step + 1 < len(data):
-                log.info("stopped at step %d: the same command goes on from there", step + 1)
+                log.info(
+                    "stopped at step %d: the same command with output=%s goes on from there",
+                    step + 1,
+                    output,
+                )
                 stop.end()
             if place["validations_since_best"] >= patience:
                 log.info("no better in %d validations: stopped at step %d", patience, step + 1)

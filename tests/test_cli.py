@@ -1,6 +1,7 @@
 """The commands in processes of their own, from the checkout and from an installed wheel."""
 
 import json
+import signal
 import zipfile
 
 import pytest
@@ -30,6 +31,15 @@ def test_an_error_is_one_line_and_a_status(process, tmp_path):
     assert "adr_mse" in line
     full = process(*TRAIN, "loss=focal", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert "Traceback" in full.stderr
+
+
+def test_ctrl_c_is_no_traceback(command, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rankdistillm.evaluate.find_runs", interrupted)
+    result = command("evaluate", "runs=here")
+    assert (result.status, result.err) == (128 + signal.SIGINT, "interrupted\n")
 
 
 def test_the_collector_leaves_what_the_imports_made_alone(process, tmp_path):

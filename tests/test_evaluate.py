@@ -2,6 +2,7 @@
 
 import csv
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from scipy import stats
 
 from rankdistillm.evaluate import format_table
 from rankdistillm.metrics import evaluate_run
+from rankdistillm.plots import PANELS_ACROSS
 from rankdistillm.runs import Run
 from rankdistillm.tables import MISSING
 
@@ -245,6 +247,18 @@ def test_judgements_of_the_only_collection_need_no_name(folder, command):
     assert "without __COLLECTION, left out: notes.txt" in result.out + result.err
 
 
+def test_a_folder_of_runs_of_one_collection(files, command):
+    (files / "qrels.txt").rename(files / "judged.run")  # the judgements are no run
+    result = command("evaluate", "runs=.", "qrels=judged.run", "metrics=ndcg@10")
+    assert result.status == 0, result.err
+    assert set(rows(result.out)) >= {"bad", "good", "better"}
+    named = command(
+        "evaluate", runs("bad", "good", "better"), "qrels=judged.run", "metrics=ndcg@10"
+    )
+    assert rows(result.out)["good"] == rows(named.out)["good"]
+    refused(command("evaluate", "runs=."), "runs without __COLLECTION need qrels=FILE")
+
+
 def test_one_file_of_judgements_for_many_collections_is_refused(folder, command):
     result = command("evaluate", "runs=runs", "qrels=qrels.txt")
     assert "give 'qrels={a-1: FILE, a-2: FILE, b: FILE, nobody: FILE}'" in result.err
@@ -271,9 +285,26 @@ def test_plots_are_the_same_file_each_time(suffix, files, command):
     for name in ("one", "two"):
         result = command("evaluate", *options, f"plot={name}.{suffix}")
         assert result.status == 0, result.err
+        assert f"wrote {name}.{suffix}" in result.out
     content = (files / f"one.{suffix}").read_bytes()
     assert content[:4] == {"png": b"\x89PNG", "pdf": b"%PDF"}[suffix]
     assert content == (files / f"two.{suffix}").read_bytes()
+
+
+def test_many_panels_stand_in_rows(files, command):
+    names = "".join(f", r{n}: good.run" for n in range(PANELS_ACROSS + 1))
+    options = ["qrels=qrels.txt", f"runs={{bad: bad.run{names}}}", "baseline=bad"]
+    assert command("evaluate", *options, "plot=many.png").status == 0
+    two = ["qrels=qrels.txt", runs("bad", "good"), "baseline=bad"]
+    assert command("evaluate", *two, "plot=one.png").status == 0
+    size = {name: png_size(files / f"{name}.png") for name in ("one", "many")}
+    assert size["many"][1] == 2 * size["one"][1]
+    assert size["many"][0] < (PANELS_ACROSS + 1) * size["one"][0]
+
+
+def png_size(path):
+    """Width and height, the first two fields of a PNG's header."""
+    return struct.unpack(">II", path.read_bytes()[16:24])
 
 
 # ---- bad input

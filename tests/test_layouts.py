@@ -292,6 +292,21 @@ def test_a_mono_model_without_its_head_is_refused(tmp_path):
         scores(tmp_path)
 
 
+def test_the_folder_of_a_training_is_not_its_student(tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    mono_checkpoint(tmp_path / "checkpoint")
+    with pytest.raises(
+        InputError, match=rf"no config\.json; the student is in {tmp_path}/checkpoint"
+    ):
+        scores(tmp_path)
+
+
+def test_a_saved_student_is_for_the_same_readers_as_its_other_files(tiny_bert, tmp_path):
+    CrossEncoder.from_pretrained(tiny_bert).save_pretrained(tmp_path / "saved")
+    modes = {file.stat().st_mode for file in (tmp_path / "saved").iterdir()}
+    assert len(modes) == 1
+
+
 def test_a_damaged_file_of_torch_is_an_input_error(tmp_path):
     mono_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").unlink()

@@ -192,5 +192,5 @@ def test_says_when_ranx_has_to_be_compiled(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(cache, "_cache_path", str(tmp_path))  # nothing is compiled there
     evaluate_run(run, QRELS, ["mrr"])
     assert [record.getMessage() for record in caplog.records] == [
-        "compiling ranx's metrics once, about 10 s; cached afterwards"
+        "compiling ranx's mrr, about 10 s; cached afterwards"
     ]

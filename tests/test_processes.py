@@ -85,7 +85,7 @@ def test_sigterm_ends_the_step_of_all_and_saves_the_state(tiny_bert, tmp_path):
         os.killpg(job.pid, signal.SIGTERM)
         out, _ = job.communicate(timeout=60)
     (state,) = (tmp_path / "out/state").iterdir()
-    assert f"stopped at step {state.stem}: the same command goes on from there" in out
+    assert f"stopped at step {state.stem}: the same command with output=" in out
     assert job.returncode != 0
 
 

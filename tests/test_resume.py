@@ -44,7 +44,7 @@ def test_a_signal_ends_the_step_and_saves_the_state(number, overrides, tmp_path)
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, out
     (state,) = (tmp_path / "out/state").iterdir()
-    assert f"stopped at step {state.stem}: the same command goes on from there" in out
+    assert f"stopped at step {state.stem}: the same command with output=" in out
     assert "Traceback" not in out
     assert steps(tmp_path / "out")[-1] == int(state.stem)
 

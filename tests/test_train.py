@@ -147,7 +147,7 @@ def test_another_training_in_the_same_folder_is_refused(train, tmp_path):
     before = (tmp_path / "out/config.yaml").read_text()
     result = train("optim.learning_rate=2e-3")
     assert result.status != 0
-    assert "holds a training with optim=" in result.err
+    assert "holds a training with optim.learning_rate=0.001, not 0.002; choose" in result.err
     assert "holds a training with precision=torch.float32" in train("precision=bf16").err
     assert (tmp_path / "out/config.yaml").read_text() == before
     assert train("max_steps=6").status == 0  # the same training, longer
