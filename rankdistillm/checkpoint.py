@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 
 # Two, so that there is one to go back to where the newest cannot be read.
 STATES_KEPT = 2
+UNREADABLE = (
+    OSError, RuntimeError, EOFError, ValueError, LookupError, zipfile.BadZipFile, UnpicklingError,
+)  # fmt: skip
 
 
 @contextmanager
@@ -106,12 +110,12 @@ class TrainingState:
         for step in reversed(self._steps()):
             file = self._file(step)
             try:
-                state = torch.load(file, map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+                state = self._read(file)
+            except UNREADABLE as error:
                 problems.append(f"{file}: cannot be read ({' '.join(str(error).split())[:120]})")
                 log.warning("%s; going back to the state before", problems[-1])
                 continue
-            self._check_setting(state["setting"])
+            self.check(state["setting"])
             for name, part in self.parts.items():
                 if state[name]:  # a gradient scaler that was off has none
                     part.load_state_dict(state[name])
@@ -121,11 +125,22 @@ class TrainingState:
             raise InputError(f"{problems[0]}; remove {self.folder} or start anew: resume=never")
         return {}
 
+    def _read(self, file: Path) -> dict[str, Any]:
+        with zipfile.ZipFile(file) as parts:  # torch's own reader does not look at the checksums
+            if (damaged := parts.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        wanted = {*self.parts, "setting", "place", "random"}
+        if not isinstance(state, dict) or not state.keys() >= wanted:
+            raise ValueError("not the state of a training")
+        return state
+
     def remove(self) -> None:
         """Forget what was saved."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _check_setting(self, saved: Mapping[str, Any]) -> None:
+    def check(self, saved: Mapping[str, Any]) -> None:
+        """Raises `InputError` where the setting ``saved`` is that of another training."""
         for name, value in self.setting.items():
             if saved.get(name) != value:
                 name, before, now = _difference(name, saved.get(name), value)

@@ -70,7 +70,7 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     full_error = asked == "1"
     # Hydra then hands its errors on, instead of printing them in its own way.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    mendable = (InputError, HydraException, OmegaConfBaseException)
+    mendable = (InputError, HydraException, OmegaConfBaseException, OSError)
     failed: list[str] = []
 
     def guarded(config: DictConfig) -> Any:
@@ -99,7 +99,7 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(
             silenced
         )()
-    except (*mendable, OSError) as error:
+    except mendable as error:
         if full_error:
             raise
         _end(error)
@@ -114,6 +114,14 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
             os.environ["HYDRA_FULL_ERROR"] = asked
     if failed:
         sys.exit("\n".join(f"error: {message}" for message in failed))
+
+
+def numbers_as_text(config: DictConfig, *names: str) -> None:
+    """Make text of those options that the command line gave as a number, such as ``output=5``."""
+    for name in names:
+        value = OmegaConf.select(config, name)
+        if isinstance(value, int | float):
+            OmegaConf.update(config, name, str(value))
 
 
 def remove_unused_folder(output: Path) -> None:

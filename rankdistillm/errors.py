@@ -1,5 +1,6 @@
 """The one exception that is the user's to mend."""
 
+import math
 from typing import Any
 
 
@@ -8,6 +9,24 @@ class InputError(ValueError):
 
     The commands print it without a traceback and exit with a non-zero status.
     """
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    optional: bool = False,
+) -> None:
+    """Raises `InputError` for anything but a finite number that is so large (or None)."""
+    if value is None and optional:
+        return
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value < least or value <= above:
+        wanted = f" from {least:g} on" if math.isfinite(least) else ""
+        wanted = f" above {above:g}" if math.isfinite(above) else wanted
+        raise InputError(f"{name}={value} is not a number{wanted}")
 
 
 def check_count(name: str, value: Any, *, optional: bool = False) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from rankdistillm.cli import run_command
+from rankdistillm.cli import numbers_as_text, run_command
 from rankdistillm.errors import InputError
-from rankdistillm.files import replacing
+from rankdistillm.files import check_output, replacing
 from rankdistillm.judged_runs import JudgedFiles, find_runs
 from rankdistillm.metrics import Figures, evaluate_run, parse_metric
 from rankdistillm.plots import check_plot, plot_gains
@@ -39,6 +39,7 @@ def format_table(figures: Mapping[str, Figures], metrics: Sequence[str]) -> str:
 
 def evaluate(config: DictConfig) -> None:
     """Measure the runs that ``config`` (conf/evaluate.yaml) names; print and write the table."""
+    numbers_as_text(config, "output", "table", "per_query", "plot")
     metrics, baselines = _names(config.metrics), _names(config.baseline)
     _check_settings(config, metrics, baselines)
     files, notes = find_runs(config.runs, config.qrels)
@@ -66,6 +67,9 @@ def _check_settings(config: DictConfig, metrics: Sequence[str], baselines: Seque
     for metric in metrics:
         parse_metric(metric)
     check_settings(config.test, config.correction, config.alpha)
+    for name in ("output", "table", "per_query", "plot"):
+        if config[name] is not None:
+            check_output(Path(config[name]), f"{name}={config[name]}")
     if config.table:
         format_of(config.table)
     if config.plot:

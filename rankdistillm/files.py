@@ -9,14 +9,16 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TextIO
 
+from filelock import FileLock, Timeout
+
 from rankdistillm.errors import InputError
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield ``(line number from 1, line without its end)`` of a UTF-8 text file, plain or ``.gz``.
 
-    Blank lines are passed over. Raises `InputError` for a file that is missing, unreadable, cut
-    off, not UTF-8 or without any line.
+    Blank lines and a byte order mark are passed over. Raises `InputError` for a file that is
+    missing, unreadable, cut off, not UTF-8 or without any line.
     """
     number = 0
     anything = False
@@ -44,9 +46,9 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return open(path, encoding="utf-8")
+    # A carriage return alone ends no line: it may stand in a text.
+    how: Any = {"encoding": "utf-8-sig", "newline": "\n"}
+    return gzip.open(path, "rt", **how) if path.suffix == ".gz" else open(path, **how)
 
 
 def suffix_of(path: Path) -> str:
@@ -72,14 +74,59 @@ def check_writable(folder: Path, wanted: str) -> None:
         ) from error
 
 
+def check_output(file: Path, wanted: str) -> None:
+    """Raises `InputError` for ``wanted`` where `replacing` could not write ``file``.
+
+    To be called before the work that would be lost; it writes nothing.
+    """
+    check_writable(file.parent, wanted)
+    try:
+        if file.is_dir():
+            raise InputError(f"{wanted}: a folder; give the name of a file")
+        if file.exists() and not file.is_file():
+            raise InputError(f"{wanted}: a device or pipe; give the name of a file")
+        _beside(file).exists()  # its name may be too long
+    except OSError as error:
+        raise InputError(
+            f"{wanted}: cannot be written ({error.strerror or error}); choose another name"
+        ) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Keep ``folder`` to this process, with a lock that the system takes away when it ends.
+
+    Raises `InputError` where another process has it.
+    """
+    file = folder / ".lock"
+    lock = FileLock(file, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"{folder}: another training writes there; wait for its end, or choose another output"
+        ) from error
+    try:
+        yield folder
+    finally:
+        file.unlink(missing_ok=True)
+        lock.release()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a path beside ``path`` to write to, and rename it to ``path`` when all went well.
 
     On an error nothing is left, and what stood under ``path`` before still stands there.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = _beside(path)
     try:
+        if path.exists() and not path.is_file():
+            raise FileExistsError("not a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         to_disk(beside)

@@ -123,13 +123,24 @@ def parse_metric(metric: str) -> tuple[str, int, int]:
     return match["name"], int(match["cutoff"] or 0), int(match["level"] or 1)
 
 
+def prepare_metrics(metrics: Sequence[str]) -> None:
+    """Load and compile what these metrics need: before the work that a failure would lose."""
+    evaluate_run(Run.from_scores({"query": {"doc": 1.0}}), {"query": {"doc": 1}}, metrics)
+
+
 def _ranx_functions(names: set[str]) -> dict[str, Callable[..., np.ndarray]]:
     """ranx's functions of (qrels, run, cut-off, least relevance) -> values ``[queries]``.
 
     They stand below `ranx.evaluate`, which goes through dictionaries that take much longer to
     compile than the metrics themselves.
     """
-    import ranx.metrics  # late: it takes seconds
+    try:
+        import ranx.metrics  # late: it takes seconds
+    except RuntimeError as error:  # numba finds no folder for what it compiles
+        raise InputError(
+            f"ranx's metrics cannot be compiled ({error}); set NUMBA_CACHE_DIR to a folder that "
+            "can be written"
+        ) from error
 
     functions = {name: ranx.metrics.metric_switch(name) for name in names}
     cache = Path(ranx.metrics.common.clean_qrels.stats.cache_path)

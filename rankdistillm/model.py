@@ -108,6 +108,9 @@ class CrossEncoder(nn.Module):
     def _tokenise(
         self, texts: Mapping[str, str], max_length: int | None, description: str
     ) -> TokenisedTexts:
+        for identifier, text in texts.items():
+            if not isinstance(text, str):
+                raise InputError(f"{description}: {identifier} is {text!r:.40}, not a text")
         return TokenisedTexts(
             texts,
             self.tokenizer,

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from rankdistillm import processes
 from rankdistillm.bert_layers import FusedLayers
-from rankdistillm.cli import run_command
+from rankdistillm.cli import numbers_as_text, run_command
 from rankdistillm.devices import (
     device_of,
     keep_freed_memory,
@@ -22,8 +22,8 @@ from rankdistillm.devices import (
     pair_too_large,
     read_later,
 )
-from rankdistillm.errors import InputError
-from rankdistillm.files import check_writable
+from rankdistillm.errors import InputError, check_count
+from rankdistillm.files import check_output
 from rankdistillm.model import CrossEncoder
 from rankdistillm.progress import progress_bar
 from rankdistillm.runs import Run
@@ -87,6 +87,8 @@ class Reranker:
 
     def score(self, query: str, docs: Sequence[str]) -> np.ndarray:
         """Scores of the passages for the query, float32 ``[len(docs)]``; higher is better."""
+        if isinstance(docs, str):
+            raise InputError("docs is a list of passages, not one text; write [text]")
         keys = [str(i) for i in range(len(docs))]
         return self._score_pairs(
             self.model.tokenise_queries({"query": query}),
@@ -97,6 +99,7 @@ class Reranker:
 
     def rank(self, query: str, docs: Sequence[str], *, depth: int | None = None) -> list[Ranked]:
         """The best ``depth`` passages (all for None), best first; equal scores keep their order."""
+        check_count("depth", depth, optional=True)
         scores = self.score(query, docs)
         order = np.argsort(-scores, kind="stable")[:depth]
         return [Ranked(r, int(i), float(scores[i]), docs[i]) for r, i in enumerate(order, 1)]
@@ -221,6 +224,9 @@ def rerank(config: DictConfig) -> None:
     for name in ("run", "output"):
         if config[name] is None:
             raise InputError(f"{name} is not set; add {name}=FILE to the command line")
+    for name in ("model.query_length", "model.doc_length"):
+        check_count(name, OmegaConf.select(config, name), optional=True)
+    numbers_as_text(config, "run", "output", "model.path", "data.docs", "data.queries")
     device = device_of(config.device)
     keep_freed_memory(device)
     with processes.joined(device):
@@ -228,11 +234,13 @@ def rerank(config: DictConfig) -> None:
 
 
 def _rerank(config: DictConfig, device: torch.device) -> None:
-    if Path(config.output).is_dir():
-        raise InputError(f"output={config.output}: a folder; give the name of a file")
-    if processes.is_first():  # before the work that would be lost
-        check_writable(Path(config.output).parent, config.output)
+    output = Path(config.output)
+    if processes.is_first():
+        check_output(output, f"output={output}")
+    if output.exists() and Path(config.run).exists() and output.samefile(config.run):
+        raise InputError(f"output={output} is the run itself; give another name")
     run = Run.read(config.run).truncate(config.depth)
+    run.check_writable(output)
     queries, docs = texts_of_run(run, config.data.queries, config.data.docs)
     reranker = Reranker.from_pretrained(
         config.model.path,
@@ -245,8 +253,8 @@ def _rerank(config: DictConfig, device: torch.device) -> None:
     log.info("%s: re-ranking %d queries with %s", config.run, len(run), config.model.path)
     reranked = reranker.rerank(run, queries, docs)
     if processes.is_first():
-        reranked.write(config.output)
-        log.info("wrote %s", config.output)
+        reranked.write(output)
+        log.info("wrote %s", output)
 
 
 def main() -> None:

@@ -96,9 +96,9 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
     for line, text in numbered_lines(path):
         try:
             record = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
-                f"{at(path, line)}: not JSON ({error.msg}); expected one object a line"
+                f"{at(path, line)}: not JSON ({error}); expected one object a line"
             ) from error
         if not isinstance(record, dict):
             raise InputError(f"{at(path, line)}: expected a JSON object, found {text[:40]!r}")
@@ -192,13 +192,25 @@ def _rank(value: Any, where: str) -> int:
 def _score(value: Any, where: str) -> float:
     try:
         score = float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{where}: the score {value!r} is not a number; correct the line"
         ) from error
     if not math.isfinite(score):
         raise InputError(f"{where}: the score {value!r} is not finite; correct the line")
     return score
+
+
+def check_ids(path: Path, ids: Iterable[str]) -> None:
+    """Raises `InputError` for an id that the format of ``path`` cannot hold: TREC's, no spaces."""
+    if suffix_of(path) in (".parquet", ".jsonl", ".json"):
+        return
+    for identifier in ids:
+        if len(identifier.split()) != 1:
+            raise InputError(
+                f"{path}: the id {identifier!r} cannot stand in a TREC run, whose columns are "
+                "separated by white space; write a .jsonl"
+            )
 
 
 def write_rows(path: Path, rows: Iterable[tuple[str, str, int, float]], tag: str) -> None:
@@ -224,6 +236,7 @@ def write_rows(path: Path, rows: Iterable[tuple[str, str, int, float]], tag: str
                     }
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 else:
+                    check_ids(path, (query_id, doc_id))
                     file.write(f"{query_id} Q0 {doc_id} {rank} {short} {tag}\n")
 
 
@@ -231,7 +244,7 @@ def _write_parquet(path: Path, rows: Iterable[tuple[str, str, int, float]]) -> N
     import pyarrow
     import pyarrow.parquet
 
-    query_ids, doc_ids, ranks, scores = zip(*rows, strict=True)
+    query_ids, doc_ids, ranks, scores = list(zip(*rows, strict=True)) or [()] * 4
     table = pyarrow.table(
         {
             "query_id": pyarrow.array(query_ids, pyarrow.string()),

@@ -1,5 +1,6 @@
 """Runs: for each query a ranked list of passages, read from and written to TREC, JSONL, Parquet."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 
 from rankdistillm.errors import InputError, check_count
 from rankdistillm.run_columns import Columns, read_columns
-from rankdistillm.run_files import Row, at, local_file, read_rows, write_rows
+from rankdistillm.run_files import Row, at, check_ids, local_file, read_rows, write_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,19 @@ class Run(Mapping[str, RankedList]):
             )
         )
         write_rows(Path(path), rows, tag)
+
+    def digest(self) -> str:
+        """A name of the ranked lists: the ids and their order, without scores and texts."""
+        digest = hashlib.blake2b(digest_size=8)
+        for query_id, ranked in self.items():
+            digest.update("\t".join((query_id, *ranked.doc_ids, "\n")).encode("utf-8", "replace"))
+        return digest.hexdigest()
+
+    def check_writable(self, path: str | Path) -> None:
+        """Raises `InputError` where `write` to ``path`` would, for ids that its format lacks."""
+        check_ids(Path(path), self)
+        for ranked in self.values():
+            check_ids(Path(path), ranked.doc_ids)
 
     def truncate(self, depth: int | None) -> "Run":
         """Keep the best ``depth`` passages of each list (all for None)."""

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from rankdistillm.errors import InputError
 from rankdistillm.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,10 @@ class TokenisedTexts:
         return self._tokens[self._offsets[row] : self._offsets[row + 1]]
 
 
+# Half of a pair of UTF-16, which JSON can spell and UTF-8 cannot.
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 class _Work:
     """Texts to tokenise, and how."""
 
@@ -112,15 +118,24 @@ class _Work:
                 bar.update(len(texts))
 
     def _tokenise(self, texts: list[str], max_length: int | None) -> list[list[int]]:
-        return self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            truncation=max_length is not None,
-            max_length=max_length,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # about texts above the model's length: they are cut in the pair
-        )["input_ids"]
+        try:
+            return self.tokenizer(
+                texts,
+                add_special_tokens=False,
+                truncation=max_length is not None,
+                max_length=max_length,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,  # about texts above the model's length: they are cut in the pair
+            )["input_ids"]
+        except TypeError as error:
+            halved = next((text for text in texts if SURROGATE.search(text)), None)
+            if halved is None:
+                raise
+            raise InputError(
+                f"{self.description}: half a character, as of a cut emoji, in {halved[:60]!a}; "
+                "correct that text"
+            ) from error
 
 
 @lru_cache(maxsize=8)  # to ask takes longer than to tokenise a short list

@@ -26,6 +26,12 @@ log = logging.getLogger(__name__)
 MODES = ("disabled", "offline", "online")
 
 
+def check_mode(mode: str) -> None:
+    """Raises `InputError` for anything but one of `MODES`."""
+    if mode not in MODES:
+        raise InputError(f"wandb.mode={mode} is not one of {', '.join(MODES)}")
+
+
 class Tracker:
     """Writes one JSON object a line to ``metrics.jsonl``, each with its ``step``.
 
@@ -35,8 +41,7 @@ class Tracker:
     """
 
     def __init__(self, folder: Path, config: DictConfig, *, step: int = 0) -> None:
-        if config.wandb.mode not in MODES:
-            raise InputError(f"wandb.mode={config.wandb.mode} is not one of {', '.join(MODES)}")
+        check_mode(config.wandb.mode)
         self._file = None
         self._wandb = None
         if not processes.is_first():
@@ -72,7 +77,13 @@ class Tracker:
                 name: None if isinstance(value, float) and not math.isfinite(value) else value
                 for name, value in figures.items()
             }
-            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            try:
+                self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            except OSError as error:
+                raise InputError(
+                    f"{self._file.name}: cannot be written ({error.strerror or error}); make room, "
+                    "then go on from the last state by the same command"
+                ) from error
         if self._wandb is not None:
             self._wandb.log(dict(figures), step=step)
 
@@ -85,14 +96,22 @@ class Tracker:
 
 
 def _drop_later_lines(path: Path, step: int) -> None:
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     # A process that was killed may have left half a line, always the last one.
-    whole = [line for line in lines if line.endswith("\n")]
+    whole = [line for line in lines if line.endswith(b"\n")]
     if whole and not step:
         log.warning("%s: the figures of an earlier training, not gone on with, are replaced", path)
+    kept = []
+    for number, line in enumerate(whole if step else [], 1):
+        try:
+            is_earlier = json.loads(line)["step"] <= step
+        except (ValueError, KeyError, TypeError):  # as a power failure may leave it
+            log.warning("%s, line %d: damaged, dropped", path, number)
+            continue
+        if is_earlier:
+            kept.append(line)
     with replacing(path) as beside:
-        kept = [line for line in whole if json.loads(line)["step"] <= step] if step else []
-        beside.write_text("".join(kept), encoding="utf-8")
+        beside.write_bytes(b"".join(kept))
 
 
 # Steps in a row. The scale of fp16 starts at 2^16 and is halved each time: it has long been small.

@@ -6,25 +6,27 @@ loop between two fences.
 
 import logging
 import math
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from rankdistillm import processes
 from rankdistillm.checkpoint import TrainingState, restore_folder, save_student
-from rankdistillm.cli import remove_unused_folder, run_command
+from rankdistillm.cli import numbers_as_text, remove_unused_folder, run_command
 from rankdistillm.data import TrainingData, read_training_run
 from rankdistillm.devices import bound_compiled_products, device_of, keep_freed_memory
-from rankdistillm.errors import InputError, check_count
-from rankdistillm.files import check_writable, replacing
+from rankdistillm.errors import InputError, check_count, check_number
+from rankdistillm.files import check_writable, locked, replacing
 from rankdistillm.gradients import TokenBudget, step_gradients
 from rankdistillm.interruption import stop_requests
-from rankdistillm.metrics import parse_metric
+from rankdistillm.metrics import parse_metric, prepare_metrics
 from rankdistillm.model import CrossEncoder
 from rankdistillm.optim import (
     WeightAverage,
@@ -36,7 +38,7 @@ from rankdistillm.optim import (
 from rankdistillm.progress import progress_bar
 from rankdistillm.targets import check_pairing
 from rankdistillm.texts import texts_of_run
-from rankdistillm.tracking import StepFigures, Tracker
+from rankdistillm.tracking import StepFigures, Tracker, check_mode
 from rankdistillm.validation import JudgedRun, print_gain
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,20 @@ SETTING = (
     "data.docs", "data.queries", "data.train",
 )  # fmt: skip
 
+LISTS = "data.train.run's lists, as a digest"
+
+# Groups of options, none of which may be set to something else.
+SECTIONS = (
+    "model", "data", "data.train", "data.validation", "data.test", "loss", "optim", "validation",
+    "checkpoint", "wandb",
+)  # fmt: skip
+TEXT = (
+    "output", "model.path", "data.docs", "data.queries", "data.train.run", "data.train.qrels",
+    "data.train.first_stage",
+)  # fmt: skip
+
+Loss = Callable[..., Tensor]
+
 
 def train(config: DictConfig) -> float | None:
     """Train the student that ``config`` (conf/train.yaml) describes.
@@ -59,18 +75,14 @@ def train(config: DictConfig) -> float | None:
     keep_freed_memory(device)
     bound_compiled_products()
     with processes.joined(device):
-        return _train(config, device)
+        loss = _check(config)
+        output = _make_output_folder(config)
+        with locked(output) if processes.is_first() else nullcontext():
+            return _train(config, device, loss, output)
 
 
-def _train(config: DictConfig, device: torch.device) -> float | None:
+def _train(config: DictConfig, device: torch.device, loss: Loss, output: Path) -> float | None:
     # ---- read: whatever is wrong with the input shows here, before anything is computed
-    if config.stage not in STAGES:
-        raise InputError(f"no stage: add {' or '.join(f'+stage={stage}' for stage in STAGES)}")
-    _check_numbers(config)
-    parse_metric(config.validation.metric)
-    loss = instantiate(config.loss)
-    check_pairing(loss, config.data.train.targets, config.data.train.transform)
-    output = _make_output_folder(config)
     run, qrels = read_training_run(config.data.train, config.seed)
     queries, docs = texts_of_run(run, config.data.queries, config.data.docs)
     validation = JudgedRun.read("validation", config.data.validation)
@@ -107,8 +119,7 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
     budget = TokenBudget.for_model(model, config.token_budget)
     state = TrainingState(
         output / "state",
-        {name: _plain(OmegaConf.select(config, name)) for name in SETTING}
-        | {"precision": str(model.autocast_dtype)},
+        _setting(config) | {"precision": str(model.autocast_dtype), LISTS: run.digest()},
         model=model,
         average=average,
         optimizer=optimizer,
@@ -120,15 +131,24 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
     unmeasured = {"best": None, "validations_since_best": 0, "measured": measured}
     place: dict[str, Any] = {"step": 0, **unmeasured}
     if config.resume == "auto":
-        place |= state.load()
+        place |= (found := state.load())
+        if not found:
+            _refuse_another(state, output)
         renew_rates(schedule)
         if place["measured"] != measured and place["step"] < len(data):
             log.warning("the validation is another one: the best student so far is forgotten")
             place |= unmeasured
-    elif processes.is_first():
-        state.remove()
+    if place["step"] > len(data):
+        raise InputError(
+            f"{output}: holds a training of {place['step']} steps, more than the {len(data)} asked "
+            "for; choose another output, or start anew with resume=never"
+        )
     if processes.is_first():  # only now: a refused training leaves what another one wrote
+        if config.resume == "never":
+            state.remove()
         restore_folder(output / "checkpoint")
+        if place["best"] is not None and not (output / "checkpoint").exists():
+            raise InputError(f"{output}/checkpoint: the best student is gone; use resume=never")
         with replacing(output / "config.yaml") as beside:
             beside.write_text(OmegaConf.to_yaml(config, resolve=True))
     log.info(
@@ -145,6 +165,8 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
         before = judged.rerank(model)
         if processes.is_first():
             before.write(output / "before.run", tag="before")
+    if judged:
+        prepare_metrics([config.validation.metric])
 
     # ---- loop
     tracker = Tracker(output, config, step=place["step"])
@@ -210,27 +232,72 @@ def _train(config: DictConfig, device: torch.device) -> float | None:
     return place["best"]
 
 
+def _check(config: DictConfig) -> Loss:
+    """Refuse what the options alone tell to be wrong, before a folder is made; returns the loss."""
+    if config.stage not in STAGES:
+        raise InputError(f"no stage: add {' or '.join(f'+stage={stage}' for stage in STAGES)}")
+    for section in SECTIONS:
+        given = OmegaConf.select(config, section)
+        if not OmegaConf.is_dict(given):
+            raise InputError(f"{section}={given} is no group of options; set those inside it")
+    numbers_as_text(config, *TEXT)
+    _check_numbers(config)
+    parse_metric(str(config.validation.metric))
+    check_mode(config.wandb.mode)
+    try:
+        loss = instantiate(config.loss)
+        loss(torch.zeros(2), torch.tensor([2.0, 1.0]), mask=torch.ones(2, dtype=torch.bool))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"loss: {error}; correct the options of the loss") from error
+    check_pairing(loss, config.data.train.targets, config.data.train.transform)
+    return loss
+
+
 def _check_numbers(config: DictConfig) -> None:
     whole = ("queries_per_step", "data.train.list_size")
     optional = (
         "max_steps", "token_budget", "validation.every", "validation.patience", "checkpoint.every",
         "data.train.num_queries", "data.train.depth", "data.validation.depth", "data.test.depth",
+        "model.query_length", "model.doc_length",
     )  # fmt: skip
     for name in (*whole, *optional):
         check_count(name, OmegaConf.select(config, name), optional=name in optional)
-    if not isinstance(config.epochs, int | float) or config.epochs <= 0:
-        raise InputError(f"epochs={config.epochs} is not a number above 0")
+    check_number("epochs", config.epochs, above=0)
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**63:
+        raise InputError(f"seed={config.seed} is not a whole number from 0 on")
+    check_number("optim.learning_rate", config.optim.learning_rate, least=0)
+    check_number("optim.weight_decay", config.optim.weight_decay, least=0)
+    check_number("optim.warmup", config.optim.warmup, least=0)
+    check_number(
+        "optim.head_learning_rate", config.optim.head_learning_rate, least=0, optional=True
+    )
+    for name in ("optim.max_grad_norm", "optim.ema"):
+        check_number(name, OmegaConf.select(config, name), above=0, optional=True)
+    check_number("model.dropout", config.model.dropout, least=0, optional=True)
 
 
 def _make_output_folder(config: DictConfig) -> Path:
     if config.resume not in ("auto", "never"):
         raise InputError(f"resume={config.resume} is not one of auto, never")
+    if config.output is None:
+        raise InputError("output is not set; add output=FOLDER to the command line")
     # Each process started at a time of its own, which may be in the folder's name.
     output = Path(processes.of_first(config.output))
     if processes.is_first():
         check_writable(output, f"output={output}")
         remove_unused_folder(output)
     return output
+
+
+def _setting(config: Any) -> dict[str, Any]:
+    return {name: _plain(OmegaConf.select(config, name)) for name in SETTING}
+
+
+def _refuse_another(state: TrainingState, output: Path) -> None:
+    """`InputError` where the folder has a student of another training, whose state was removed."""
+    file = output / "config.yaml"
+    if (output / "checkpoint").exists() and file.exists():
+        state.check(state.setting | _setting(OmegaConf.load(file)))
 
 
 def _plain(value: Any) -> Any:

@@ -45,7 +45,9 @@ class JudgedRun:
         queries, docs = texts_of_run(run, config["queries"], config["docs"])
         teacher = Run.read(config["teacher"]) if config["teacher"] else None
         qrels = read_qrels(config["qrels"])
-        check_overlap(run, qrels)
+        for judged in (run, teacher) if teacher else (run,):
+            check_overlap(judged, qrels)
+        run.check_writable(Path("before.run"))
         return cls(run, teacher, qrels, queries, docs)
 
     @property

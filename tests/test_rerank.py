@@ -1,4 +1,5 @@
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -132,17 +133,44 @@ def test_command_writes_the_run_that_the_class_makes(output, command, student, f
         (["output=null"], "output is not set; add output=FILE"),
         (["output=/dev/null/o.run"], "/dev/null/o.run: cannot be written"),
         (["output=."], "output=.: a folder; give the name of a file"),
+        (["output=first.run"], "output=first.run is the run itself"),
+        (["output=pipe"], "output=pipe: a device or pipe; give the name of a file"),
+        ([f"output={'o' * 250}.run"], "cannot be written (File name too long)"),
+        (["output=o.run", "model.doc_length=-1"], "model.doc_length=-1 is not a whole number"),
+        (["output=o.run", "run=5"], "5: neither a file nor an ir_datasets id"),
         (["output=o.run", "data.docs=null"], "first.run, line 1: the doc_id a has no text"),
         (["output=o.run", "model.path=nowhere"], "model.path=nowhere: no model could be loaded"),
     ],
 )
 def test_bad_input_ends_in_one_line(arguments, said, command, student, files, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
     result = command("rerank", f"model.path={student}", *files, *arguments)
     assert result.status != 0
     assert result.err.strip().splitlines()[-1].startswith("error: ")
     assert said in result.err
     assert "Traceback" not in result.err
     assert not (tmp_path / "o.run").exists()
+
+
+def test_ids_that_the_format_lacks_show_before_the_work(command, student, files, monkeypatch):
+    Run.from_scores({"q1": {"a b": 1.0}}).write("spaces.jsonl")
+    monkeypatch.setattr(Reranker, "rerank", None)  # not to be reached
+    with open("docs.tsv", "a") as docs:
+        docs.write("a b\ttext\n")
+    given = [f"model.path={student}", *files[:3], "run=spaces.jsonl"]
+    result = command("rerank", *given, "output=o.run")
+    assert "o.run: the id 'a b' cannot stand in a TREC run" in result.err
+
+
+def test_what_is_no_list_of_texts_is_refused(reranker):
+    with pytest.raises(InputError, match="docs is a list of passages, not one text"):
+        reranker.rank("q", "abc")
+    with pytest.raises(InputError, match="1 is None, not a text"):
+        reranker.rank("q", ["a", None])
+    with pytest.raises(InputError, match="depth=0 is not a whole number"):
+        reranker.rank("q", ["a"], depth=0)
+    with pytest.raises(InputError, match=r"half a character.*'a .ud83d'"):
+        reranker.rank("q", ["a \ud83d"])
 
 
 def test_unknown_ids_name_the_line_of_the_run(command, student, files, tmp_path):

@@ -55,6 +55,37 @@ def test_what_is_written_is_read(tmp_path, suffix):
         assert np.array_equal(read[query_id].scores.astype(np.float32), np.float32(ranked.scores))
 
 
+def test_an_empty_run_is_written(tmp_path):
+    Run({}).write(tmp_path / "a.parquet")
+    assert pyarrow.parquet.read_table(tmp_path / "a.parquet").num_rows == 0
+
+
+@pytest.mark.parametrize("identifier", ["a b", "", "a\u3000b"])
+def test_ids_with_spaces_do_not_go_into_trec(identifier, tmp_path):
+    run = Run.from_scores({"q": {identifier: 1.0}})
+    for attempt in (run.write, run.check_writable):
+        with pytest.raises(InputError, match="cannot stand in a TREC run"):
+            attempt(tmp_path / "a.run")
+    assert not list(tmp_path.iterdir())
+    run.write(tmp_path / "a.jsonl")
+    assert listed(Run.read(tmp_path / "a.jsonl")) == {"q": [identifier]}
+
+
+def test_a_byte_order_mark_is_no_part_of_an_id(tmp_path):
+    (tmp_path / "a.run").write_text(TREC, encoding="utf-8-sig")
+    with gzip.open(tmp_path / "a.run.gz", "wt", encoding="utf-8-sig") as file:
+        file.write(TREC)
+    for name in ("a.run", "a.run.gz"):
+        assert list(Run.read(tmp_path / name)) == ["q1", "q2"]
+
+
+def test_numbers_beyond_all_measure_name_the_line(write):
+    for score in ("9" * 400, "9" * 5000):
+        line = f'{{"query_id": "q", "doc_id": "d", "score": {score}}}'
+        refused(write(line, "a.jsonl"), "line 1")
+    refused(write("[" * 100_000, "a.jsonl"), "line 1: not JSON")
+
+
 def test_trec_columns(write):
     run = Run.read(write(TREC))
     assert listed(run) == {"q1": ["d1", "d2"], "q2": ["d3"]}

@@ -44,6 +44,11 @@ def test_jsonl_docs(write, name, identifier, text):
     assert read_texts(path, "doc") == {"1": "plain", "b": "Title and text", "c": "ü"}
 
 
+def test_a_carriage_return_ends_no_line(write):
+    path = write("d1\tfoo\rd3\tbar\r\nd2\ttwo\n", "docs.tsv")
+    assert read_texts(path, "doc") == {"d1": "foo\rd3\tbar", "d2": "two"}
+
+
 @pytest.mark.parametrize("identifier", ["query_id", "qid", "id", "_id"])
 @pytest.mark.parametrize("text", ["query", "text"])
 def test_jsonl_queries(write, identifier, text):

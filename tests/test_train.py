@@ -14,6 +14,7 @@ from rankdistillm import data as data_module
 from rankdistillm import tracking
 from rankdistillm import train as train_module
 from rankdistillm.cli import PACKAGE
+from rankdistillm.files import locked
 from rankdistillm.model import CrossEncoder
 from rankdistillm.runs import Run
 from rankdistillm.tracking import Tracker
@@ -108,8 +109,7 @@ def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(train, tmp_p
         return original(self, step)
 
     monkeypatch.setattr(data_module.TrainingData, "batch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train("output=cut", *options)
+    assert train("output=cut", *options).status == 130
     monkeypatch.setattr(data_module.TrainingData, "batch", original)
     result = train("output=cut", *options)
     assert "from step 4" in result.out
@@ -137,6 +137,13 @@ def test_a_damaged_state_falls_back_to_the_one_before(train, tmp_path):
     assert "from step 4" in result.out
     newest.write_bytes(bytes(5000))  # as a power failure may leave it
     assert "from step 4" in train("checkpoint.every=2").out
+    content = bytearray(newest.with_name("4.pt").read_bytes())
+    content[len(content) // 2] ^= 1  # in a weight
+    for damaged in (bytes(content), b""):
+        newest.write_bytes(damaged)
+        assert "from step 4" in train("checkpoint.every=2").out
+    torch.save({"weights": torch.zeros(2)}, newest)  # of somebody else
+    assert "5.pt: cannot be read (not the state of a training)" in train("checkpoint.every=2").out
     for file in newest.parent.iterdir():
         file.write_bytes(b"")
     assert "cannot be read" in train("checkpoint.every=2").err
@@ -152,6 +159,112 @@ def test_another_training_in_the_same_folder_is_refused(train, tmp_path):
     assert (tmp_path / "out/config.yaml").read_text() == before
     assert train("max_steps=6").status == 0  # the same training, longer
     assert train("optim.learning_rate=2e-3", "resume=never").status == 0
+
+
+def test_a_shorter_training_is_refused(train):
+    assert train().status == 0
+    assert "out: holds a training of 5 steps, more than the 2" in train("max_steps=2").err
+
+
+def test_other_lists_under_the_same_name_are_another_training(train, tmp_path):
+    teacher = PACKAGE / "mini/train/teacher.run"
+    (tmp_path / "t.run").write_text(teacher.read_text())
+    options = ["data.train.run=t.run"]
+    assert train(*options).status == 0
+    assert "from step 5" in train(*options).out
+    Run.read(teacher).truncate(15).write("t.run")
+    assert "holds a training with data.train.run's lists" in train(*options).err
+
+
+def test_the_student_of_another_training_is_not_replaced(train, tmp_path):
+    assert train().status == 0
+    shutil.rmtree(tmp_path / "out/state")
+    result = train("optim.learning_rate=3e-3")
+    assert "holds a training with optim.learning_rate=0.001, not 0.003" in result.err
+    assert train().status == 0  # the same one, anew
+
+
+def test_a_student_that_is_gone_is_missed_before_the_training_goes_on(train, tmp_path):
+    assert train().status == 0
+    shutil.rmtree(tmp_path / "out/checkpoint")
+    assert "out/checkpoint: the best student is gone" in train("max_steps=6").err
+
+
+def test_two_trainings_in_one_folder_are_refused(train, tmp_path):
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out"):
+        assert "out: another training writes there" in train().err
+    assert train().status == 0
+
+
+def test_anew_removes_nothing_before_the_input_is_checked(train, tmp_path):
+    assert train().status == 0
+    for wrong in ("wandb.mode=on", "loss.temperature=0"):
+        assert train("resume=never", wrong).status != 0
+        assert (tmp_path / "out/state/5.pt").exists()
+
+
+def test_damaged_lines_of_figures_are_dropped(train, tmp_path):
+    assert train("checkpoint.every=2", "max_steps=4").status == 0
+    with open(tmp_path / "out/metrics.jsonl", "ab") as file:
+        file.write(b"\0\0\0\n\xff\n{}\n[1]\n")
+    result = train("checkpoint.every=2", "max_steps=6")
+    assert result.status == 0
+    assert "metrics.jsonl, line 6: damaged, dropped" in result.out
+    assert [line["step"] for line in metrics(tmp_path / "out")] == [1, 2, 3, 4, 4, 5, 6, 6]
+
+
+def test_a_teacher_of_other_queries_shows_before_the_training(train, tmp_path):
+    bm25, teacher = PACKAGE / "mini/test/bm25.run", PACKAGE / "mini/train/teacher.run"
+    result = train(f"data.test.run={bm25}", f"data.test.teacher={teacher}")
+    assert "teacher.run: none of its" in result.err
+    assert not (tmp_path / "out/metrics.jsonl").exists()
+
+
+def test_ids_that_no_run_file_holds_show_before_the_training(train, tmp_path):
+    mini = PACKAGE / "mini/test"
+    run = Run.read(mini / "bm25.run").truncate(3)
+    text = "\n".join(
+        json.dumps({"query_id": q, "doc_id": f"Page {d}", "rank": r, "text": "of a page"})
+        for q, ranked in run.items()
+        for r, d in enumerate(ranked.doc_ids, 1)
+    )
+    (tmp_path / "pages.jsonl").write_text(text)
+    result = train("data.test.run=pages.jsonl", "data.test.docs=null")
+    assert "cannot stand in a TREC run" in result.err
+    assert not (tmp_path / "out/metrics.jsonl").exists()
+
+
+def test_a_name_may_be_a_number(train, tmp_path):
+    assert train("output=2026").status == 0
+    assert (tmp_path / "2026/checkpoint").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("seed=-1", "seed=-1 is not a whole number from 0 on"),
+        ("seed=abc", "seed=abc is not a whole number"),
+        ("epochs=inf", "epochs=inf is not a number above 0"),
+        ("loss.temperature=0", "loss: temperature must be positive"),
+        ("+loss.foo=1", "loss: "),
+        ("model.query_length=-1", "model.query_length=-1 is not a whole number from 1 on"),
+        ("model.dropout=abc", "model.dropout=abc is not a number from 0 on"),
+        ("optim.learning_rate=-1", "optim.learning_rate=-1 is not a number from 0 on"),
+        ("optim.weight_decay=-1", "optim.weight_decay=-1 is not a number from 0 on"),
+        ("optim.max_grad_norm=abc", "optim.max_grad_norm=abc is not a number above 0"),
+        ("validation.metric=5", "unknown metric '5'"),
+        ("checkpoint=null", "checkpoint=None is no group of options"),
+        ("output=null", "output is not set"),
+    ],
+)
+def test_options_that_make_no_sense_end_in_one_line(option, said, train, tmp_path):
+    result = train(option)
+    assert result.status != 0
+    (line,) = result.err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_longer_training_goes_on_at_the_rate_of_its_own_schedule(train, tmp_path):
