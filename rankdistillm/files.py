@@ -1,6 +1,7 @@
 """Open plain or gzipped text with errors that name the file; write beside, then rename."""
 
 import gzip
+import json
 import os
 import zlib
 from collections.abc import Iterator
@@ -43,6 +44,19 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not anything:
         raise InputError(f"{path}: the file is empty; expected one entry a line")
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """`numbered_lines`, each read as JSON; `InputError`, with file and line, where it is none."""
+    for line, text in numbered_lines(path):
+        try:
+            yield line, json.loads(text)
+        except (ValueError, RecursionError) as error:  # numbers and nesting beyond all measure, too
+            # Without the place inside the line, which JSON calls line 1.
+            said = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise InputError(
+                f"{path}, line {line}: not JSON ({said}); expected one object a line"
+            ) from error
 
 
 def _open(path: Path) -> TextIO:

@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rankdistillm.errors import InputError
-from rankdistillm.files import load_ir_dataset, numbered_lines, replacing, suffix_of
+from rankdistillm.files import (
+    json_lines,
+    load_ir_dataset,
+    numbered_lines,
+    replacing,
+    suffix_of,
+)
 from rankdistillm.released import fetch_run
 
 # How the field spells the columns; the first spelling is ours.
@@ -93,15 +99,11 @@ def _trec_rows(path: Path) -> Iterator[Row]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    for line, text in numbered_lines(path):
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{at(path, line)}: not JSON ({error}); expected one object a line"
-            ) from error
+    for line, record in json_lines(path):
         if not isinstance(record, dict):
-            raise InputError(f"{at(path, line)}: expected a JSON object, found {text[:40]!r}")
+            raise InputError(
+                f"{at(path, line)}: expected a JSON object, found {json.dumps(record)[:40]!r}"
+            )
         names = column_positions(list(record), at(path, line))
         values = list(record.values())
         yield _row(line, {name: values[i] for name, i in names.items()}, at(path, line))
@@ -236,7 +238,6 @@ def write_rows(path: Path, rows: Iterable[tuple[str, str, int, float]], tag: str
                     }
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 else:
-                    check_ids(path, (query_id, doc_id))
                     file.write(f"{query_id} Q0 {doc_id} {rank} {short} {tag}\n")
 
 

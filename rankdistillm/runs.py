@@ -109,8 +109,9 @@ class Run(Mapping[str, RankedList]):
     def write(self, path: str | Path, *, tag: str = "rankdistillm") -> None:
         """Write as TREC, JSONL or Parquet, as the suffix says; no half file is left on an error.
 
-        Scores are rounded to float32.
+        Scores are rounded to float32. Raises `InputError` as `check_writable` does.
         """
+        self.check_writable(path)
         rows = (
             (query_id, doc_id, rank, float(score))
             for query_id, ranked in self.items()

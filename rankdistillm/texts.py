@@ -1,12 +1,17 @@
 """Texts of queries and passages: id -> text, from local TSV / JSONL files or ir_datasets."""
 
-import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
 from rankdistillm.errors import InputError
-from rankdistillm.files import collection_of, load_ir_dataset, numbered_lines, suffix_of
+from rankdistillm.files import (
+    collection_of,
+    json_lines,
+    load_ir_dataset,
+    numbered_lines,
+    suffix_of,
+)
 from rankdistillm.runs import Run
 
 Kind = Literal["query", "doc"]
@@ -92,13 +97,7 @@ def _tsv_entries(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def _jsonl_entries(path: Path, kind: Kind) -> Iterator[tuple[int, str, str]]:
-    for line, content in numbered_lines(path):
-        try:
-            record = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}, line {line}: not JSON ({error.msg}); expected one object a line"
-            ) from error
+    for line, record in json_lines(path):
         fields = record if isinstance(record, dict) else {}
         identifier = next((fields[f] for f in ID_FIELDS[kind] if f in fields), None)
         text = next((fields[f] for f in TEXT_FIELDS[kind] if f in fields), None)

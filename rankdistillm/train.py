@@ -6,7 +6,6 @@ loop between two fences.
 
 import logging
 import math
-from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from rankdistillm import processes
@@ -24,7 +22,7 @@ from rankdistillm.data import TrainingData, read_training_run
 from rankdistillm.devices import bound_compiled_products, device_of, keep_freed_memory
 from rankdistillm.errors import InputError, check_count, check_number
 from rankdistillm.files import check_writable, locked, replacing
-from rankdistillm.gradients import TokenBudget, step_gradients
+from rankdistillm.gradients import Loss, TokenBudget, step_gradients
 from rankdistillm.interruption import stop_requests
 from rankdistillm.metrics import parse_metric, prepare_metrics
 from rankdistillm.model import CrossEncoder
@@ -62,8 +60,6 @@ TEXT = (
     "output", "model.path", "data.docs", "data.queries", "data.train.run", "data.train.qrels",
     "data.train.first_stage",
 )  # fmt: skip
-
-Loss = Callable[..., Tensor]
 
 
 def train(config: DictConfig) -> float | None:
