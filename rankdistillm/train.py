@@ -11,20 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.nn.utils import clip_grad_norm_
 
 from rankdistillm import processes
 from rankdistillm.checkpoint import TrainingState, restore_folder, save_student
-from rankdistillm.cli import numbers_as_text, remove_unused_folder, run_command
+from rankdistillm.cli import remove_unused_folder, run_command
 from rankdistillm.data import TrainingData, read_training_run
 from rankdistillm.devices import bound_compiled_products, device_of, keep_freed_memory
-from rankdistillm.errors import InputError, check_count, check_number
+from rankdistillm.errors import InputError
 from rankdistillm.files import check_writable, locked, replacing
 from rankdistillm.gradients import Loss, TokenBudget, step_gradients
 from rankdistillm.interruption import stop_requests
-from rankdistillm.metrics import parse_metric, prepare_metrics
+from rankdistillm.metrics import prepare_metrics
 from rankdistillm.model import CrossEncoder
 from rankdistillm.optim import (
     WeightAverage,
@@ -33,15 +32,13 @@ from rankdistillm.optim import (
     make_schedule,
     renew_rates,
 )
+from rankdistillm.options import check_training
 from rankdistillm.progress import progress_bar
-from rankdistillm.targets import check_pairing
 from rankdistillm.texts import texts_of_run
-from rankdistillm.tracking import StepFigures, Tracker, check_mode
+from rankdistillm.tracking import StepFigures, Tracker
 from rankdistillm.validation import JudgedRun, print_gain
 
 log = logging.getLogger(__name__)
-
-STAGES = ("prefinetune", "distill")
 
 # What decides the trajectory: a training is only resumed where these are as they were.
 SETTING = (
@@ -50,16 +47,6 @@ SETTING = (
 )  # fmt: skip
 
 LISTS = "data.train.run's lists, as a digest"
-
-# Groups of options, none of which may be set to something else.
-SECTIONS = (
-    "model", "data", "data.train", "data.validation", "data.test", "loss", "optim", "validation",
-    "checkpoint", "wandb",
-)  # fmt: skip
-TEXT = (
-    "output", "model.path", "data.docs", "data.queries", "data.train.run", "data.train.qrels",
-    "data.train.first_stage",
-)  # fmt: skip
 
 
 def train(config: DictConfig) -> float | None:
@@ -71,7 +58,7 @@ def train(config: DictConfig) -> float | None:
     keep_freed_memory(device)
     bound_compiled_products()
     with processes.joined(device):
-        loss = _check(config)
+        loss = check_training(config)
         output = _make_output_folder(config)
         with locked(output) if processes.is_first() else nullcontext():
             return _train(config, device, loss, output)
@@ -226,50 +213,6 @@ def _train(config: DictConfig, device: torch.device, loss: Loss, output: Path) -
         )
         print_gain(judged, best, config.validation.metric, output)
     return place["best"]
-
-
-def _check(config: DictConfig) -> Loss:
-    """Refuse what the options alone tell to be wrong, before a folder is made; returns the loss."""
-    if config.stage not in STAGES:
-        raise InputError(f"no stage: add {' or '.join(f'+stage={stage}' for stage in STAGES)}")
-    for section in SECTIONS:
-        given = OmegaConf.select(config, section)
-        if not OmegaConf.is_dict(given):
-            raise InputError(f"{section}={given} is no group of options; set those inside it")
-    numbers_as_text(config, *TEXT)
-    _check_numbers(config)
-    parse_metric(str(config.validation.metric))
-    check_mode(config.wandb.mode)
-    try:
-        loss = instantiate(config.loss)
-        loss(torch.zeros(2), torch.tensor([2.0, 1.0]), mask=torch.ones(2, dtype=torch.bool))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"loss: {error}; correct the options of the loss") from error
-    check_pairing(loss, config.data.train.targets, config.data.train.transform)
-    return loss
-
-
-def _check_numbers(config: DictConfig) -> None:
-    whole = ("queries_per_step", "data.train.list_size")
-    optional = (
-        "max_steps", "token_budget", "validation.every", "validation.patience", "checkpoint.every",
-        "data.train.num_queries", "data.train.depth", "data.validation.depth", "data.test.depth",
-        "model.query_length", "model.doc_length",
-    )  # fmt: skip
-    for name in (*whole, *optional):
-        check_count(name, OmegaConf.select(config, name), optional=name in optional)
-    check_number("epochs", config.epochs, above=0)
-    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**63:
-        raise InputError(f"seed={config.seed} is not a whole number from 0 on")
-    check_number("optim.learning_rate", config.optim.learning_rate, least=0)
-    check_number("optim.weight_decay", config.optim.weight_decay, least=0)
-    check_number("optim.warmup", config.optim.warmup, least=0)
-    check_number(
-        "optim.head_learning_rate", config.optim.head_learning_rate, least=0, optional=True
-    )
-    for name in ("optim.max_grad_norm", "optim.ema"):
-        check_number(name, OmegaConf.select(config, name), above=0, optional=True)
-    check_number("model.dropout", config.model.dropout, least=0, optional=True)
 
 
 def _make_output_folder(config: DictConfig) -> Path:
