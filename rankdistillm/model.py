@@ -12,11 +12,12 @@ from rankdistillm.devices import autocast_dtype_of, to_device
 from rankdistillm.dropout import use_fast_dropout
 from rankdistillm.errors import InputError
 from rankdistillm.layouts import Checkpoint, load_checkpoint, write_checkpoint
-from rankdistillm.segments import Segments
+from rankdistillm.segments import ROWS, Segments
 from rankdistillm.token_cache import TokenisedTexts
 from rankdistillm.tokens import CHUNK_TOKENS, PackedPairs, PairTemplate, plan_chunks
 
-# Where products of new shapes are slow, chunks are filled up to a multiple of so many tokens.
+# Chunks in half precision on a CPU are filled up to a multiple of so many tokens: oneDNN compiles
+# each new shape of a product, which takes several times as long as the product.
 CHUNK_MULTIPLE = 64
 
 
@@ -144,9 +145,10 @@ class CrossEncoder(nn.Module):
         """
         device = self.device
         parts = [pairs.select(chunk) for chunk in chunks]
-        if self._shapes_are_compiled:
-            multiple = min(CHUNK_MULTIPLE, self.template.max_length or CHUNK_MULTIPLE)
-            parts = [part.filled(multiple) for part in parts]
+        if device.type == "cpu" and self.network.packed:
+            multiple = ROWS if self.autocast_dtype == torch.float32 else CHUNK_MULTIPLE
+            multiple = min(multiple, self.template.max_length or multiple)
+            parts = [part.filled(multiple, ROWS) for part in parts]
         tokens = [to_device(part.tokens.astype(np.int64), device) for part in parts]
         embed = self.network.get_input_embeddings()
         embedded: Iterable[Tensor] = map(embed, tokens)
@@ -159,15 +161,6 @@ class CrossEncoder(nn.Module):
             with self.autocast():
                 scores = self.network(states, types, Segments(part.lengths, device), fused)
             yield chunk, scores[: len(chunk)]
-
-    @property
-    def _shapes_are_compiled(self) -> bool:
-        """Whether a matrix product of a new shape takes several times as long as of a known one.
-
-        oneDNN, which computes those of half precision on CPUs, compiles each shape.
-        """
-        is_half = self.autocast_dtype.itemsize == 2
-        return self.device.type == "cpu" and is_half and self.network.packed
 
     def autocast(self) -> torch.autocast:
         """The precision that the network computes in, as a context.
@@ -189,7 +182,7 @@ class CrossEncoder(nn.Module):
     def count_tokens(self, lengths: np.ndarray) -> int:
         """Tokens of pairs of these lengths in one forward pass, padding counted if there is any.
 
-        Not what fills up a chunk on CPUs, less than `CHUNK_MULTIPLE`.
+        Not what fills up a chunk on CPUs, little more than `CHUNK_MULTIPLE`.
         """
         if not self.padded:
             return int(lengths.sum())

@@ -12,6 +12,9 @@ from rankdistillm.devices import to_device
 # A rectangle is padded to its longest pair. The shortest has at least this share of its width, or
 # would need the same width by itself.
 FULL = 0.75
+# On a CPU the matrices of a product have a multiple of so many rows. How the rows beyond it are
+# rounded depends on which of them a thread has, and so on the number of threads (MKL on AMD).
+ROWS = 4
 # In half precision on a CPU the width is a multiple of so many tokens: its vector and matrix units
 # take as many, and products are compiled for each new width (`CrossEncoder.score_chunks`).
 MULTIPLE = 32
@@ -46,12 +49,12 @@ class Segments:
     @cached_property
     def alike(self) -> list["Segments"]:
         """The pairs once more, neighbours of about the same length together: parts to be padded."""
-        return self._parts(float("inf"), 1)
+        return self._parts(float("inf"), ROWS if self.device.type == "cpu" else 1)
 
     @cached_property
     def rectangles(self) -> list["Segments"]:
         """`alike`, on a CPU in parts that fit its cache."""
-        return self._parts(PRODUCTS, 1) if self.device.type == "cpu" else self.alike
+        return self._parts(PRODUCTS, ROWS) if self.device.type == "cpu" else self.alike
 
     @cached_property
     def aligned(self) -> list["Segments"]:

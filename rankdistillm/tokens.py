@@ -122,16 +122,21 @@ class PackedPairs:
         shift = (np.cumsum(self.lengths) - self.lengths)[chosen] - (np.cumsum(lengths) - lengths)
         return self._taken(np.arange(lengths.sum()) + np.repeat(shift, lengths), lengths)
 
-    def filled(self, multiple: int) -> "PackedPairs":
-        """With one more pair, which fills the row up to a multiple of so many tokens.
+    def filled(self, token_multiple: int, pair_multiple: int) -> "PackedPairs":
+        """With more pairs, which make the tokens and the pairs multiples of so many.
 
-        Its tokens are the row's first ones. Without it where the row is of such a size already.
+        Their tokens are the row's first ones. The same where the row is of such a size already.
         """
-        missing = -len(self.tokens) % multiple
-        if not missing:
-            return self
-        source = np.arange(len(self.tokens) + missing) % len(self.tokens)
-        return self._taken(source, np.append(self.lengths, missing))
+        num_tokens = -len(self.tokens) % token_multiple
+        num_pairs = -len(self) % pair_multiple
+        if num_tokens and not num_pairs:
+            num_pairs = pair_multiple
+        while num_tokens < num_pairs:  # each has a token
+            num_tokens += token_multiple
+        source = np.arange(len(self.tokens) + num_tokens) % len(self.tokens)
+        lengths = np.full(num_pairs, num_tokens // max(1, num_pairs))
+        lengths[: num_tokens - lengths.sum()] += 1
+        return self._taken(source, np.append(self.lengths, lengths))
 
     def _taken(self, source: np.ndarray, lengths: np.ndarray) -> "PackedPairs":
         """Pairs of these lengths, made of the tokens at the places ``source``."""

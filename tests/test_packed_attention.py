@@ -106,13 +106,14 @@ def test_rectangles_hold_all_pairs_in_turn_with_little_padding_and_few_products(
     multiple, products, expected, monkeypatch
 ):
     monkeypatch.setattr(segments_module, "PRODUCTS", products)
-    monkeypatch.setattr(segments_module, "MULTIPLE", multiple)
+    for name in ("ROWS", "MULTIPLE"):
+        monkeypatch.setattr(segments_module, name, multiple)
     segments = Segments(np.array([9, 4, 3, 4, 2, 3, 3, 3, 1, 1]), CPU)
-    parts = segments.rectangles if multiple == 1 else segments.aligned
-    assert [part.lengths.tolist() for part in parts] == expected
-    for part in parts:
-        assert part.width % multiple == 0
-        assert part.longest <= part.width < part.longest + multiple
+    for parts in (segments.rectangles, segments.aligned):
+        assert [part.lengths.tolist() for part in parts] == expected
+        for part in parts:
+            assert part.width % multiple == 0
+            assert part.longest <= part.width < part.longest + multiple
 
 
 @pytest.mark.parametrize("window", [None, 2])

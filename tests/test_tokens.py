@@ -3,7 +3,7 @@ import pytest
 from conftest import ARCHITECTURES, tokenizer_for
 
 from rankdistillm.token_cache import TokenisedTexts
-from rankdistillm.tokens import PairTemplate, plan_chunks
+from rankdistillm.tokens import PackedPairs, PairTemplate, plan_chunks
 
 QUERIES = {"q1": "why do tides turn", "q2": "zzz", "q3": ""}
 DOCS = {"d1": "The tide follows the Moon, slowly.", "d2": "naïve café 潮汐", "d3": ""}
@@ -59,14 +59,21 @@ def test_selected_pairs_are_packed_alike():
         assert found.tolist() == wanted.tolist()
 
 
-def test_a_last_pair_fills_up_to_a_multiple():
-    tokenizer = tokenizer_for("bert")
-    docs = TokenisedTexts(DOCS, tokenizer, 256, description="")
-    pairs = PairTemplate.from_tokenizer(tokenizer).pack([(docs["d1"], docs[d]) for d in DOCS])
-    size = len(pairs.tokens)
-    assert pairs.filled(size) is pairs
-    filled = pairs.filled(size + 5)
-    assert filled.lengths.tolist() == [*pairs.lengths, 5]
-    assert len(filled.tokens) == len(filled.types) == size + 5
-    found = filled.select(np.arange(len(pairs)))
-    assert found.tokens.tolist() == pairs.tokens.tolist()
+@pytest.mark.parametrize(
+    ("token_multiple", "pair_multiple", "added"),
+    [
+        (10, 1, []),
+        (16, 1, [6]),
+        (4, 4, [2]),
+        (13, 5, [2, 1]),
+        (1, 5, [1, 1]),
+        (10, 2, [10]),
+        (4, 3, [2, 2, 2]),
+    ],
+)
+def test_pairs_are_added_up_to_multiples(token_multiple, pair_multiple, added):
+    pairs = PackedPairs(np.arange(10), np.arange(10) % 2, np.array([4, 3, 3]))
+    filled = pairs.filled(token_multiple, pair_multiple)
+    assert filled.lengths.tolist() == [4, 3, 3, *added]
+    assert len(filled.types) == len(filled.tokens) == 10 + sum(added)
+    assert filled.tokens.tolist() == [*range(10), *range(10)][: 10 + sum(added)]

@@ -19,8 +19,8 @@ from rankdistillm.model import CrossEncoder
 from rankdistillm.runs import Run
 from rankdistillm.tracking import Tracker
 
-# The losses of the first five steps, seed 1, float32. A change that is not meant to change numbers
-# leaves them as they are.
+# The losses of the first five steps of 8 lists, seed 1, float32. A change that is not meant to
+# change numbers leaves them as they are.
 GOLDEN = {
     "distill": [0.69242316, 0.69324851, 0.69373327, 0.69450897, 0.69418192],
     "prefinetune": [2.07937264, 2.08135009, 2.08052015, 2.08391023, 2.08226562],
@@ -31,8 +31,9 @@ GOLDEN = {
 def train(command, tiny_bert, tmp_path):
     def run(*arguments, stage="distill", sweep=False):
         small = ["model.dropout=0", "precision=fp32", "max_steps=5", "optim.learning_rate=1e-3"]
+        small.append("queries_per_step=2")
         if not any(argument.startswith("data=") for argument in arguments):
-            small += ["data.test.run=null", "data.validation.depth=5"]
+            small += ["data.test.run=null", "data.validation.depth=3"]
         return command(
             "train",
             *(["-m"] if sweep else []),
@@ -54,10 +55,11 @@ def losses(folder):
     return [line["loss"] for line in metrics(folder) if "loss" in line]
 
 
-@pytest.mark.parametrize("budget", [200, 2000, 100_000])
+@pytest.mark.parametrize("budget", [500, 2000, 100_000])  # a part of a list, some lists, all
 @pytest.mark.parametrize("stage", GOLDEN)
 def test_golden_trajectory_for_every_split_into_micro_batches(stage, budget, train, tmp_path):
-    assert train(f"token_budget={budget}", stage=stage).status == 0
+    options = [f"token_budget={budget}", "queries_per_step=8", "data.validation.run=null"]
+    assert train(*options, stage=stage).status == 0
     assert losses(tmp_path / "out") == pytest.approx(GOLDEN[stage], rel=1e-5)
 
 
@@ -279,7 +281,7 @@ def test_the_best_student_is_one_of_the_present_validation(train, tmp_path):
     assert train().status == 0
     result = train("validation.metric=recall@1", "max_steps=6")
     assert "the validation is another one" in result.out
-    assert "step 6: validation recall@1 0.0" in result.out  # far below the best ndcg@10
+    assert "step 6: validation recall@1 0.1" in result.out  # far below the best ndcg@10
     state = torch.load(tmp_path / "out/state/6.pt", weights_only=True)
     assert state["place"]["best"] == metrics(tmp_path / "out")[-1]["validation/recall@1"]
 
@@ -377,7 +379,8 @@ def test_schedules(schedule, train, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_on_the_cpu(precision, train, tmp_path):
-    assert train(f"precision={precision}").status == 0
+    options = ["queries_per_step=8", "data.validation.run=null"]
+    assert train(f"precision={precision}", *options).status == 0
     assert losses(tmp_path / "out") == pytest.approx(GOLDEN["distill"], rel=2e-2)
 
 
