@@ -71,7 +71,7 @@ def test_the_demo_gains_and_the_snippets_run(process, tmp_path, monkeypatch, cap
 
 def write_own_data(folder):
     mini = PACKAGE / "mini"
-    queries = sorted(Run.read(mini / "train/bm25.run"))[:10]
+    queries = sorted(Run.read(mini / "train/bm25.run"))[:4]
     (folder / "docs.tsv").write_text((mini / "docs.tsv").read_text())
     (folder / "queries.tsv").write_text((mini / "train/queries.tsv").read_text())
     Run.read(mini / "train/bm25.run").select(queries).write(folder / "first.run")
@@ -90,10 +90,10 @@ def test_your_own_data_in_five_lines(process, tmp_path):
     for line in own:
         if line.startswith("python -m rankdistillm.train -m "):
             # The sweep is over full trainings: one step of each shows that it runs.
-            line += " max_steps=1 data.test.run=null data.validation.depth=5"
+            line += " max_steps=1 queries_per_step=1 data.test.run=null data.validation.depth=2"
         result = process(*arguments(line), cwd=tmp_path)
         assert result.returncode == 0, (line, result.stderr)
-    assert len(Run.read(tmp_path / "reranked.run")) == 10
+    assert len(Run.read(tmp_path / "reranked.run")) == 4
     sweep = {p.name for p in (tmp_path / "outputs/distill").glob("sweep_*/*") if p.is_dir()}
     assert sweep == {f"loss={loss},seed={s}" for loss in ("adr_mse", "ranknet") for s in (1, 2, 3)}
 
@@ -103,10 +103,11 @@ def test_on_several_devices(process, tmp_path):
     write_own_data(tmp_path)
     train, rerank = (line for line in commands() if line.startswith("torchrun "))
     # Two CPU processes and one step show that it runs.
-    for line in (f"{train} max_steps=1 data.test.run=null data.validation.depth=5", rerank):
+    train += " max_steps=1 queries_per_step=2 data.test.run=null data.validation.depth=2"
+    for line in (train, rerank):
         torchrun, _, _, *rest = shlex.split(line)
         assert torchrun == "torchrun"
         started = ("-m", "torch.distributed.run", "--nproc-per-node", "2", *rest)
         result = process(*started, cwd=tmp_path, OMP_NUM_THREADS="1")
         assert result.returncode == 0, (line, result.stderr)
-    assert len(Run.read(tmp_path / "reranked.run")) == 10
+    assert len(Run.read(tmp_path / "reranked.run")) == 4

@@ -13,6 +13,7 @@ QUICK = [
     "precision=fp32",
     "data.validation.depth=5",
     "data.train.num_queries=8",
+    "queries_per_step=2",
     "wandb.mode=disabled",
 ]
 
@@ -51,7 +52,7 @@ def test_a_signal_ends_the_step_and_saves_the_state(number, overrides, tmp_path)
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_state(overrides, tmp_path):
-    overrides = [*overrides, "model.dropout=0.1", "optim.ema=0.9", "max_steps=150"]
+    overrides = [*overrides, "model.dropout=0.1", "optim.ema=0.9", "max_steps=300"]
     subprocess.run(command(tmp_path / "whole", overrides), check=True)
     met = kill_often(tmp_path / "cut", 20, seed=1, overrides=overrides)
     assert len(met) == 20
