@@ -108,7 +108,7 @@ def _context_of_one(inner: Any, query: Tensor, states: Tensor, segments: Segment
         parts, states.split(tokens), sought.split(pairs), offset.split(pairs), strict=True
     ):
         padded = part.pad(own_states)
-        # In this order, so that the rows are those of `segments.ROWS`.
+        # The tokens are the rows, of which there is a multiple of `segments.ROWS`.
         logits = (padded @ own_sought.mT).mT + own_offset
         logits = logits.masked_fill(~part.mask[:, None], -torch.inf)
         weights = inner.dropout(logits.softmax(-1))

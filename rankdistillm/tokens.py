@@ -125,7 +125,7 @@ class PackedPairs:
     def filled(self, token_multiple: int, pair_multiple: int) -> "PackedPairs":
         """With more pairs, which make the tokens and the pairs multiples of so many.
 
-        Their tokens are the row's first ones. The same where the row is of such a size already.
+        Their tokens are the row's first ones. Without any where both are of such a size already.
         """
         num_tokens = -len(self.tokens) % token_multiple
         num_pairs = -len(self) % pair_multiple
@@ -133,8 +133,10 @@ class PackedPairs:
             num_pairs = pair_multiple
         while num_tokens < num_pairs:  # each has a token
             num_tokens += token_multiple
+        if not num_pairs:
+            return self
         source = np.arange(len(self.tokens) + num_tokens) % len(self.tokens)
-        lengths = np.full(num_pairs, num_tokens // max(1, num_pairs))
+        lengths = np.full(num_pairs, num_tokens // num_pairs)
         lengths[: num_tokens - lengths.sum()] += 1
         return self._taken(source, np.append(self.lengths, lengths))
 

@@ -94,6 +94,16 @@ def config_for(architecture: str, vocab_size: int) -> transformers.PretrainedCon
     )
 
 
+def write_encoder(folder: Path, architecture: str, **sizes: int) -> None:
+    """A random encoder and its tokeniser; ``sizes`` instead of those of its configuration."""
+    tokenizer = tokenizer_for(architecture)
+    config = config_for(architecture, len(tokenizer))
+    config.update(sizes)
+    torch.manual_seed(7)
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["RANKDISTILLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
@@ -106,13 +116,8 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
     def make(architecture: str) -> Path:
         if architecture not in made:
-            folder = tmp_path_factory.mktemp(architecture)
-            tokenizer = tokenizer_for(architecture)
-            torch.manual_seed(7)
-            model = transformers.AutoModel.from_config(config_for(architecture, len(tokenizer)))
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            made[architecture] = folder
+            made[architecture] = tmp_path_factory.mktemp(architecture)
+            write_encoder(made[architecture], architecture)
         return made[architecture]
 
     return make

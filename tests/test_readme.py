@@ -14,6 +14,9 @@ pytestmark = pytest.mark.skipif(not README.exists(), reason="installed without i
 
 DEMO = "python -m rankdistillm.train +stage=distill"
 
+# Where a command trains in full, one step shows that it runs.
+ONE_STEP = " max_steps=1 queries_per_step=2 data.test.run=null data.validation.depth=2"
+
 
 def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.DOTALL)
@@ -89,8 +92,7 @@ def test_your_own_data_in_five_lines(process, tmp_path):
     assert len(own) == 5
     for line in own:
         if line.startswith("python -m rankdistillm.train -m "):
-            # The sweep is over full trainings: one step of each shows that it runs.
-            line += " max_steps=1 queries_per_step=1 data.test.run=null data.validation.depth=2"
+            line += ONE_STEP
         result = process(*arguments(line), cwd=tmp_path)
         assert result.returncode == 0, (line, result.stderr)
     assert len(Run.read(tmp_path / "reranked.run")) == 4
@@ -102,9 +104,7 @@ def test_your_own_data_in_five_lines(process, tmp_path):
 def test_on_several_devices(process, tmp_path):
     write_own_data(tmp_path)
     train, rerank = (line for line in commands() if line.startswith("torchrun "))
-    # Two CPU processes and one step show that it runs.
-    train += " max_steps=1 queries_per_step=2 data.test.run=null data.validation.depth=2"
-    for line in (train, rerank):
+    for line in (train + ONE_STEP, rerank):  # by two processes on a CPU
         torchrun, _, _, *rest = shlex.split(line)
         assert torchrun == "torchrun"
         started = ("-m", "torch.distributed.run", "--nproc-per-node", "2", *rest)

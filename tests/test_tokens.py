@@ -77,3 +77,6 @@ def test_pairs_are_added_up_to_multiples(token_multiple, pair_multiple, added):
     assert filled.lengths.tolist() == [4, 3, 3, *added]
     assert len(filled.types) == len(filled.tokens) == 10 + sum(added)
     assert filled.tokens.tolist() == [*range(10), *range(10)][: 10 + sum(added)]
+    assert (filled is pairs) == (not added)
+    found = filled.select(np.arange(len(pairs)))
+    assert found.tokens.tolist() == pairs.tokens.tolist()
