@@ -15,7 +15,7 @@ from torch.nn.functional import gelu
 from transformers.activations import GELUActivation
 
 from rankdistillm.devices import cpu_has_bf16
-from rankdistillm.packed_attention import attend
+from rankdistillm.packed_attention import attention_weights
 from rankdistillm.segments import Segments
 
 DTYPE = torch.bfloat16
@@ -53,11 +53,7 @@ class FusedLayer:
     def __call__(self, hidden: Tensor, segments: Segments) -> Tensor:
         """States bf16 ``[1, tokens, hidden]`` of those, in any type, before the layer."""
         hidden = hidden.to(DTYPE)
-        query, key, value = (
-            _linear(hidden, weights).squeeze(0).unflatten(-1, self._head_shape)
-            for weights in self._projections
-        )
-        context = attend(query, key, value, segments, self._scaling).flatten(1).unsqueeze(0)
+        context = self._context(hidden, segments)
         attended = _linear_and_sum(context, self._after_attention, hidden)
         attended = self._attention_norm(attended)
         if self._activation is None:
@@ -65,6 +61,29 @@ class FusedLayer:
         else:
             inner = self._activation(_linear(attended, self._intermediate))
         return self._output_norm(_linear_and_sum(inner, self._output, attended))
+
+    def _context(self, hidden: Tensor, segments: Segments) -> Tensor:
+        """What `rankdistillm.packed_attention.attend` makes of the projections, the same numbers.
+
+        The states are padded before they are projected, which takes one copy instead of three.
+        """
+        padded = hidden.index_select(1, segments.aligned_places)
+        projected = [_linear(padded, weights).squeeze(0) for weights in self._projections]
+        context = torch.empty_like(padded)
+        end = 0
+        for part in segments.aligned:
+            start, end = end, end + part.mask.numel()
+            query, key, value, gathered = (
+                states[start:end].view(*part.mask.shape, *self._head_shape).transpose(1, 2)
+                for states in (*projected, context.squeeze(0))
+            )
+            # Shifted as `attend` does, into memory where each head is by itself.
+            shifted = torch.empty(key.shape, dtype=DTYPE)
+            torch.sub(key, key[:, :, :1], out=shifted)
+            query, shifted, value = (s.flatten(0, 1).contiguous() for s in (query, shifted, value))
+            weights = attention_weights(query, shifted, part, self._scaling)
+            gathered.copy_((weights @ value).view(gathered.shape))
+        return context.index_select(1, segments.aligned_real)
 
 
 def _narrowed(linear: nn.Linear) -> tuple[Tensor, Tensor]:

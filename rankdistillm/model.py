@@ -12,13 +12,12 @@ from rankdistillm.devices import autocast_dtype_of, to_device
 from rankdistillm.dropout import use_fast_dropout
 from rankdistillm.errors import InputError
 from rankdistillm.layouts import Checkpoint, load_checkpoint, write_checkpoint
-from rankdistillm.segments import ROWS, Segments
+from rankdistillm.segments import ROWS, Segments, size_multiple
 from rankdistillm.token_cache import TokenisedTexts
 from rankdistillm.tokens import CHUNK_TOKENS, PackedPairs, PairTemplate, plan_chunks
 
-# Chunks in half precision on a CPU are filled up to a multiple of so many tokens: oneDNN compiles
-# each new shape of a product, which takes several times as long as the product.
-CHUNK_MULTIPLE = 64
+# What fills up a chunk on a CPU are pairs of at most so many tokens, which attention costs little.
+FILLER = 64
 
 
 class CrossEncoder(nn.Module):
@@ -146,9 +145,8 @@ class CrossEncoder(nn.Module):
         device = self.device
         parts = [pairs.select(chunk) for chunk in chunks]
         if device.type == "cpu" and self.network.packed:
-            multiple = ROWS if self.autocast_dtype == torch.float32 else CHUNK_MULTIPLE
-            multiple = min(multiple, self.template.max_length or multiple)
-            parts = [part.filled(multiple, ROWS) for part in parts]
+            longest = min(FILLER, self.template.max_length or FILLER)
+            parts = [part.filled(self._multiple(part), ROWS, longest) for part in parts]
         tokens = [to_device(part.tokens.astype(np.int64), device) for part in parts]
         embed = self.network.get_input_embeddings()
         embedded: Iterable[Tensor] = map(embed, tokens)
@@ -161,6 +159,11 @@ class CrossEncoder(nn.Module):
             with self.autocast():
                 scores = self.network(states, types, Segments(part.lengths, device), fused)
             yield chunk, scores[: len(chunk)]
+
+    def _multiple(self, pairs: PackedPairs) -> int:
+        """What the tokens of a chunk are made a multiple of, on a CPU."""
+        is_half = self.autocast_dtype.itemsize == 2
+        return size_multiple(len(pairs.tokens)) if is_half else ROWS
 
     def autocast(self) -> torch.autocast:
         """The precision that the network computes in, as a context.
@@ -182,7 +185,7 @@ class CrossEncoder(nn.Module):
     def count_tokens(self, lengths: np.ndarray) -> int:
         """Tokens of pairs of these lengths in one forward pass, padding counted if there is any.
 
-        Not what fills up a chunk on CPUs, little more than `CHUNK_MULTIPLE`.
+        Not what fills up a chunk on CPUs, which is little.
         """
         if not self.padded:
             return int(lengths.sum())

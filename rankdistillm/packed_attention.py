@@ -147,19 +147,30 @@ def _in_rectangle(
         # that attention falls on have scores near the first token's, which are then near 0, where
         # half precision rounds least.
         k = k - k[:, :1].detach()
-    num_pairs, num_heads = len(segments.lengths), query.shape[1]
-    bias = segments.bias.to(q.dtype).repeat_interleave(num_heads, 0).unsqueeze(1)
+    weights = attention_weights(q, k, segments, scaling, window)
+    if dropout:
+        return _rows(_DroppedSum.apply(weights, v, dropout), segments)
+    return _rows(weights @ v, segments)
+
+
+def attention_weights(
+    query: Tensor, key: Tensor, segments: Segments, scaling: float, window: int | None = None
+) -> Tensor:
+    """softmax(q·k · scaling) in a rectangle, without paddings and what is outside the window.
+
+    ``[pairs * heads, width, head size]`` in, ``[pairs * heads, width, width]`` out.
+    """
+    shape = (len(segments.lengths), -1)
+    num_heads = len(query) // shape[0]
+    bias = segments.bias.to(query.dtype).repeat_interleave(num_heads, 0).unsqueeze(1)
     # Scaled before they are rounded to half precision, of which softmax makes float32 inside.
-    logits = torch.baddbmm(bias, q, k.mT, alpha=scaling)
+    logits = torch.baddbmm(bias, query, key.mT, alpha=scaling)
     if window is not None:
         places = torch.arange(segments.width, device=segments.device)
         # A padded query must see something, or its softmax is NaN.
         far = ((places[:, None] - places).abs() > window) & segments.mask[:, None, :, None]
-        logits.unflatten(0, (num_pairs, num_heads)).masked_fill_(far, -torch.inf)
-    weights = logits.softmax(-1)
-    if dropout:
-        return _rows(_DroppedSum.apply(weights, v, dropout), segments)
-    return _rows(weights @ v, segments)
+        logits.unflatten(0, shape).masked_fill_(far, -torch.inf)
+    return logits.softmax(-1)
 
 
 def _heads(row: Tensor, segments: Segments) -> Tensor:

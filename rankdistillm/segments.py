@@ -16,11 +16,20 @@ FULL = 0.75
 # rounded depends on which of them a thread has, and so on the number of threads (MKL on AMD).
 ROWS = 4
 # In half precision on a CPU the width is a multiple of so many tokens: its vector and matrix units
-# take as many, and products are compiled for each new width (`CrossEncoder.score_chunks`).
+# take as many, and products are compiled for each new width (`size_multiple`).
 MULTIPLE = 32
 # On a CPU it holds at most so many products of queries and keys for each head, if it is not one
 # pair's: with a dozen heads they stay in the last cache from one operation to the next.
 PRODUCTS = 160_000
+
+
+def size_multiple(num_tokens: int) -> int:
+    """What the tokens of a row are made a multiple of, in half precision on a CPU.
+
+    oneDNN compiles each new shape of a product, which takes several times as long as the product,
+    so that sizes must be few: of long rows fewer, where what is added counts less.
+    """
+    return 256 if num_tokens > 1024 else 64
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,24 @@ class Segments:
     def aligned(self) -> list["Segments"]:
         """`rectangles`, on a CPU of widths that suit half precision."""
         return self._parts(PRODUCTS, MULTIPLE) if self.device.type == "cpu" else self.alike
+
+    @cached_property
+    def aligned_places(self) -> Tensor:
+        """int64 ``[padded tokens]``: the token at each place of all `aligned`, 0 for a padding.
+
+        They lie end to end, and behind them are paddings up to a `size_multiple`.
+        """
+        size = sum(part.mask.numel() for part in self.aligned)
+        size += -size % size_multiple(size)
+        places = torch.zeros(size, dtype=torch.int64, device=self.device)
+        places[self.aligned_real] = torch.arange(self.num_tokens, device=self.device)
+        return places
+
+    @cached_property
+    def aligned_real(self) -> Tensor:
+        """int64 ``[tokens]``: the place of each token in `aligned_places`."""
+        widths = np.repeat(*np.transpose([(p.width, len(p.lengths)) for p in self.aligned]))
+        return self._to_device(np.repeat(np.cumsum(widths) - widths, self.lengths)) + self.positions
 
     def _parts(self, products: float, multiple: int) -> list["Segments"]:
         parts = []

@@ -122,17 +122,19 @@ class PackedPairs:
         shift = (np.cumsum(self.lengths) - self.lengths)[chosen] - (np.cumsum(lengths) - lengths)
         return self._taken(np.arange(lengths.sum()) + np.repeat(shift, lengths), lengths)
 
-    def filled(self, token_multiple: int, pair_multiple: int) -> "PackedPairs":
+    def filled(self, token_multiple: int, pair_multiple: int, longest: int) -> "PackedPairs":
         """With more pairs, which make the tokens and the pairs multiples of so many.
 
-        Their tokens are the row's first ones. Without any where both are of such a size already.
+        None of them has more than ``longest`` tokens, which are the row's first ones. Without any
+        where both are of such a size already.
         """
         num_tokens = -len(self.tokens) % token_multiple
         num_pairs = -len(self) % pair_multiple
-        if num_tokens and not num_pairs:
-            num_pairs = pair_multiple
-        while num_tokens < num_pairs:  # each has a token
-            num_tokens += token_multiple
+        while not num_pairs <= num_tokens <= num_pairs * longest:
+            if num_tokens < num_pairs:
+                num_tokens += token_multiple
+            else:
+                num_pairs += pair_multiple
         if not num_pairs:
             return self
         source = np.arange(len(self.tokens) + num_tokens) % len(self.tokens)

@@ -83,7 +83,7 @@ def test_what_fills_a_chunk_changes_nothing(architecture, precision, tiny_models
         return {"scores": scores.detach()}, gradients
 
     filled = found()
-    monkeypatch.setattr(model_module, "CHUNK_MULTIPLE", 1)
+    monkeypatch.setattr(model_module, "size_multiple", lambda _: 1)
     monkeypatch.setattr(model_module, "ROWS", 1)
     # In one chunk each time.
     tokens, rows = len(pairs.tokens), len(pairs)

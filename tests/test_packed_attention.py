@@ -116,6 +116,23 @@ def test_rectangles_hold_all_pairs_in_turn_with_little_padding_and_few_products(
             assert part.longest <= part.width < part.longest + multiple
 
 
+@pytest.mark.parametrize(("num_pairs", "multiple"), [(1, 64), (7, 64), (60, 256)])
+def test_a_row_of_all_aligned_rectangles_has_one_of_few_sizes(num_pairs, multiple):
+    lengths = np.random.default_rng(num_pairs).integers(20, 90, num_pairs)
+    segments = Segments(-np.sort(-lengths), CPU)
+    row = rows(segments.num_tokens)
+    padded = row[segments.aligned_places]
+    assert len(padded) % multiple == 0
+    torch.testing.assert_close(padded[segments.aligned_real], row, rtol=0, atol=0)
+    sizes = [part.mask.numel() for part in segments.aligned]
+    assert len(padded) - sum(sizes) < multiple
+    tokens = row.split([part.num_tokens for part in segments.aligned])
+    rectangles = padded[: sum(sizes)].split(sizes)
+    for part, own, rectangle in zip(segments.aligned, tokens, rectangles, strict=True):
+        found = rectangle.unflatten(0, part.mask.shape)[part.mask]
+        torch.testing.assert_close(found, own, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("window", [None, 2])
 def test_the_size_of_the_rectangles_does_not_matter(window, monkeypatch):
     torch.manual_seed(2)

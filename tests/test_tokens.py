@@ -60,20 +60,23 @@ def test_selected_pairs_are_packed_alike():
 
 
 @pytest.mark.parametrize(
-    ("token_multiple", "pair_multiple", "added"),
+    ("token_multiple", "pair_multiple", "longest", "added"),
     [
-        (10, 1, []),
-        (16, 1, [6]),
-        (4, 4, [2]),
-        (13, 5, [2, 1]),
-        (1, 5, [1, 1]),
-        (10, 2, [10]),
-        (4, 3, [2, 2, 2]),
+        (10, 1, 9, []),
+        (16, 1, 9, [6]),
+        (4, 4, 9, [2]),
+        (13, 5, 9, [2, 1]),
+        (1, 5, 9, [1, 1]),
+        (10, 2, 10, [10]),
+        (10, 2, 9, [4, 3, 3]),
+        (4, 3, 9, [2, 2, 2]),
+        (16, 1, 2, [2, 2, 2]),
+        (9, 4, 2, [2, 2, 2, 1, 1]),
     ],
 )
-def test_pairs_are_added_up_to_multiples(token_multiple, pair_multiple, added):
+def test_pairs_are_added_up_to_multiples(token_multiple, pair_multiple, longest, added):
     pairs = PackedPairs(np.arange(10), np.arange(10) % 2, np.array([4, 3, 3]))
-    filled = pairs.filled(token_multiple, pair_multiple)
+    filled = pairs.filled(token_multiple, pair_multiple, longest)
     assert filled.lengths.tolist() == [4, 3, 3, *added]
     assert len(filled.types) == len(filled.tokens) == 10 + sum(added)
     assert filled.tokens.tolist() == [*range(10), *range(10)][: 10 + sum(added)]
