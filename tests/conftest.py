@@ -36,6 +36,12 @@ ROBERTAS = {
 ARCHITECTURES = ("bert", "electra", *ROBERTAS, "modernbert", "deberta")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that no process works on it when the others are done."""
+    marks = {item: item.get_closest_marker("slow") for item in items}
+    items.sort(key=lambda item: not (marks[item] and marks[item].kwargs.get("first")))
+
+
 def words() -> list[str]:
     texts = read_texts(PACKAGE / "mini" / "docs.tsv", "doc")
     return sorted({word for text in texts.values() for word in text.lower().split()})[:3000]

@@ -51,7 +51,7 @@ def test_every_file_of_the_tree_exists():
     assert {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"} <= listed
 
 
-@pytest.mark.slow
+@pytest.mark.slow(first=True)
 def test_the_demo_gains_and_the_snippets_run(process, tmp_path, monkeypatch, capsys):
     result = process(*arguments(DEMO), cwd=tmp_path)
     assert result.returncode == 0, result.stderr

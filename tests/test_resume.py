@@ -50,7 +50,7 @@ def test_a_signal_ends_the_step_and_saves_the_state(number, overrides, tmp_path)
     assert steps(tmp_path / "out")[-1] == int(state.stem)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(first=True)
 def test_killed_at_random_moments_it_ends_with_the_same_state(overrides, tmp_path):
     overrides = [*overrides, "model.dropout=0.1", "optim.ema=0.9", "max_steps=300"]
     subprocess.run(command(tmp_path / "whole", overrides), check=True)
