@@ -47,10 +47,15 @@ class Ranked(NamedTuple):
 
 
 class Reranker:
-    """Ranks passages for queries with a `CrossEncoder`."""
+    """Ranks passages for queries with a `CrossEncoder`, whose weights may change between calls.
+
+    Only a change in place through a weight's ``.data`` may go unseen (in bf16 on a CPU).
+    """
 
     def __init__(self, model: CrossEncoder) -> None:
         self.model = model
+        self._fused: FusedLayers = {}
+        self._fused_from: list[tuple[Tensor, int]] = []
 
     @classmethod
     def from_pretrained(
@@ -165,7 +170,7 @@ class Reranker:
         model.eval()
         try:
             bar = progress_bar(shown=progress, total=len(pairs), desc="re-rank", unit="pair")
-            fused = model.fused_layers()
+            fused = self._fused_layers()
             with bar, model.autocast():
                 for start, packed in zip(starts, made_ahead(pack, starts), strict=True):
                     # Each process takes some of the chunks that one alone would make, so that its
@@ -191,6 +196,23 @@ class Reranker:
                 "precision=fp32 or a lower learning rate"
             )
         return scores
+
+    def _fused_layers(self) -> FusedLayers:
+        """The model's, made anew only after a change of its weights: it takes as long as a pair."""
+        # torch counts the changes of a tensor in place. The tensors are kept beside the counts, so
+        # that no other one can have got their memory.
+        weights = [
+            (weight.detach(), 0 if weight.is_inference() else weight._version)
+            for weight in self.model.parameters()
+        ]
+        places, known = (
+            [(weight.data_ptr(), changes) for weight, changes in each]
+            for each in (weights, self._fused_from)
+        )
+        if places != known:
+            self._fused = self.model.fused_layers()
+            self._fused_from = weights if self._fused else []
+        return self._fused
 
     def _score_chunks(
         self, pairs: PackedPairs, chunks: Sequence[np.ndarray], fused: FusedLayers

@@ -33,8 +33,10 @@ def calls(monkeypatch):
     return called
 
 
-def scores(model):
-    return torch.from_numpy(Reranker(model).score("how is bread made", DOCS))
+def scores(reranker):
+    if not isinstance(reranker, Reranker):
+        reranker = Reranker(reranker)
+    return torch.from_numpy(reranker.score("how is bread made", DOCS))
 
 
 def error(found, exact):
@@ -102,17 +104,61 @@ def test_others_stay_as_they_are(architecture, precision, tiny_models):
     assert model.fused_layers() == {}
 
 
-def test_the_weights_are_those_of_the_moment(tiny_bert):
-    model = load(tiny_bert, precision="bf16")
-    before = scores(model)
+def halve(model):
     with torch.no_grad():
         for layer in model.network.backbone.encoder.layer:
             layer.output.dense.weight.mul_(0.5)
-    after = scores(model)
+
+
+def take_a_step(model):
+    model(pack(model, PAIRS)).square().sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def load_others(model, **options):
+    halved = {n: w * 0.5 if "dense.weight" in n else w for n, w in model.state_dict().items()}
+    model.load_state_dict(halved, **options)
+
+
+def replace(model):
+    for layer in model.network.backbone.encoder.layer:
+        layer.output.dense.weight.data = layer.output.dense.weight.data * 0.5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [halve, take_a_step, load_others, lambda model: load_others(model, assign=True), replace],
+)
+def test_the_weights_are_those_of_the_moment(change, tiny_bert):
+    model = load(tiny_bert, precision="bf16")
+    reranker = Reranker(model)
+    before = scores(reranker)
+    change(model)
+    after = scores(reranker)
     assert error(after, before) > 0.05
     exact = load(tiny_bert)
     exact.load_state_dict(model.state_dict())
     assert error(after, scores(exact)) < 0.06
+
+
+def test_layers_are_fused_once_for_many_calls(tiny_bert, monkeypatch):
+    model = load(tiny_bert, precision="bf16")
+    made = []
+    make = model.fused_layers
+    monkeypatch.setattr(model, "fused_layers", lambda: made.append(make()) or made[-1])
+    reranker = Reranker(model)
+    first = scores(reranker)
+    assert torch.equal(scores(reranker), first)
+    assert len(made) == 1
+    halve(model)
+    scores(reranker)
+    assert len(made) == 2
+
+
+def test_a_model_loaded_in_inference_mode_has_no_counts_of_changes(tiny_bert):
+    with torch.inference_mode():
+        model = load(tiny_bert, precision="bf16")
+    assert torch.equal(scores(model), scores(load(tiny_bert, precision="bf16")))
 
 
 @pytest.mark.parametrize("missing", [AttributeError, NotImplementedError, RuntimeError, None])
