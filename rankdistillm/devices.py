@@ -37,6 +37,12 @@ def device_of(name: str | torch.device) -> torch.device:
         raise InputError(
             f"device={name}: torch sees {torch.cuda.device_count()} CUDA devices; use device=auto"
         )
+    try:
+        torch.zeros(1, device=device).item()
+    except (AssertionError, ImportError, RuntimeError) as error:  # of a device that is not there
+        raise InputError(
+            f"device={name}: this torch cannot compute on it; use device=auto"
+        ) from error
     return device
 
 

@@ -7,6 +7,16 @@ import sys
 import pytest
 import torch
 
+from rankdistillm.devices import device_of
+from rankdistillm.errors import InputError
+
+
+@pytest.mark.parametrize("name", ["meta", "vulkan", "hpu"])
+def test_a_device_that_cannot_compute_is_refused(name):
+    with pytest.raises(InputError, match=f"device={name}: this torch cannot compute on it"):
+        device_of(name)
+
+
 MAKE_PRODUCTS = """
 import torch
 from rankdistillm.devices import bound_compiled_products
