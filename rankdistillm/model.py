@@ -14,7 +14,13 @@ from rankdistillm.errors import InputError
 from rankdistillm.layouts import Checkpoint, load_checkpoint, write_checkpoint
 from rankdistillm.segments import ROWS, Segments, size_multiple
 from rankdistillm.token_cache import TokenisedTexts
-from rankdistillm.tokens import CHUNK_TOKENS, PackedPairs, PairTemplate, plan_chunks
+from rankdistillm.tokens import (
+    CHUNK_TOKENS,
+    CHUNK_TOKENS_OF_GPU,
+    PackedPairs,
+    PairTemplate,
+    plan_chunks,
+)
 
 # What fills up a chunk on a CPU are pairs of at most so many tokens, which attention costs little.
 FILLER = 64
@@ -179,7 +185,7 @@ class CrossEncoder(nn.Module):
         ``token_budget``: None for what fills the device, which is more on a GPU.
         """
         if token_budget is None:
-            token_budget = CHUNK_TOKENS * (1 if self.device.type == "cpu" else 64)
+            token_budget = CHUNK_TOKENS if self.device.type == "cpu" else CHUNK_TOKENS_OF_GPU
         return plan_chunks(lengths, token_budget, padded=self.padded)
 
     def count_tokens(self, lengths: np.ndarray) -> int:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-# Chunks of about this many tokens fill a CPU's matrix units, and what lies between two of its
-# layers stays in its cache.
-CHUNK_TOKENS = 4096
+# Tokens in one forward pass where no budget says: on a CPU enough that few passes over the weights
+# and their gradients are made, elsewhere what fills a GPU.
+CHUNK_TOKENS = 12_288
+CHUNK_TOKENS_OF_GPU = 262_144
 
 
 @dataclass(frozen=True)

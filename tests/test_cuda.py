@@ -49,7 +49,7 @@ def test_scores_and_gradients_are_those_of_a_cpu(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_gradient_caching_draws_the_same_dropout_twice(precision, tiny_bert, monkeypatch):
-    monkeypatch.setattr(model_module, "CHUNK_TOKENS", 1)  # 64 tokens at once, or one pair
+    monkeypatch.setattr(model_module, "CHUNK_TOKENS_OF_GPU", 64)
     one_list = make(sizes=(12,), per_step=1, epochs=1, list_size=12).batch(0)
     model = load(tiny_bert, dropout=0.3, device=DEVICE, precision=precision)
     value, expected, _ = gradients(model, ranknet_loss, one_list, 10**6)
