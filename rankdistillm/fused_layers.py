@@ -77,7 +77,7 @@ class FusedLayer:
                 states[start:end].view(*part.mask.shape, *self._head_shape).transpose(1, 2)
                 for states in (*projected, context.squeeze(0))
             )
-            # Shifted as `attend` does, into memory where each head is by itself.
+            # Shifted as in `packed_attention`, into memory where each head is by itself.
             shifted = torch.empty(key.shape, dtype=DTYPE)
             torch.sub(key, key[:, :, :1], out=shifted)
             query, shifted, value = (s.flatten(0, 1).contiguous() for s in (query, shifted, value))
