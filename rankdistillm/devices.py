@@ -83,9 +83,10 @@ def keep_freed_memory(device: torch.device) -> None:
     libc = ctypes.CDLL(None) if sys.platform == "linux" and device.type == "cpu" else None
     if libc is None or not hasattr(libc, "mallopt"):
         return
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-    for option in (trim_threshold, mmap_threshold):
-        libc.mallopt(option, 2**31 - 1)
+    # M_TRIM_THRESHOLD: never; M_MMAP_MAX: no block is mapped by itself. (Before 2.35 glibc takes no
+    # M_MMAP_THRESHOLD above 32 MiB, and with any of these options it no longer raises its own.)
+    for option, value in ((-1, 2**31 - 1), (-4, 0)):
+        libc.mallopt(option, value)
 
 
 def bound_compiled_products() -> None:
