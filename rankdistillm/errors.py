@@ -35,3 +35,9 @@ def check_count(name: str, value: Any, *, optional: bool = False) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{name}={value} is not a whole number from 1 on")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises `InputError` for anything but true and false, such as the text "no"."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name}={value} is neither true nor false")

@@ -59,6 +59,21 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             ) from error
 
 
+def text_of(value: Any, name: str, where: str) -> str:
+    """An id or text out of a file that has types: a text, UTF-8 in bytes, or a whole number.
+
+    Raises `InputError` for anything else, such as a list or 1.0: an id that would match nothing.
+    """
+    try:
+        if isinstance(value, bytes):
+            return value.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: the {name} {value!r:.40} is not UTF-8; convert it") from error
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InputError(f"{where}: the {name} {value!r:.40} is not a text; write it as one")
+    return str(value)
+
+
 def _open(path: Path) -> TextIO:
     # A carriage return alone ends no line: it may stand in a text.
     how: Any = {"encoding": "utf-8-sig", "newline": "\n"}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rankdistillm.bert_layers import FusedLayers, fused_layers
 from rankdistillm.devices import autocast_dtype_of, to_device
 from rankdistillm.dropout import use_fast_dropout
-from rankdistillm.errors import InputError
+from rankdistillm.errors import InputError, check_flag
 from rankdistillm.layouts import Checkpoint, load_checkpoint, write_checkpoint
 from rankdistillm.segments import ROWS, Segments, size_multiple
 from rankdistillm.token_cache import TokenisedTexts
@@ -77,6 +77,7 @@ class CrossEncoder(nn.Module):
         """
         if dropout is not None and not 0 <= dropout < 1:
             raise InputError(f"model.dropout={dropout} is not a share in [0, 1)")
+        check_flag("model.retokenise", retokenise)
         device = torch.device(device)
         dtype = autocast_dtype_of(precision, device)
         # For encoders that take no packed pairs. On CPUs the fused attention's backward takes six

@@ -5,7 +5,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from rankdistillm.cli import numbers_as_text
-from rankdistillm.errors import InputError, check_count, check_number
+from rankdistillm.errors import InputError, check_count, check_flag, check_number
 from rankdistillm.gradients import Loss
 from rankdistillm.metrics import parse_metric
 from rankdistillm.targets import check_pairing
@@ -33,7 +33,7 @@ def check_training(config: DictConfig) -> Loss:
         if not OmegaConf.is_dict(given):
             raise InputError(f"{section}={given} is no group of options; set those inside it")
     numbers_as_text(config, *TEXT)
-    _check_numbers(config)
+    _check_values(config)
     parse_metric(str(config.validation.metric))
     check_mode(config.wandb.mode)
     try:
@@ -45,7 +45,7 @@ def check_training(config: DictConfig) -> Loss:
     return loss
 
 
-def _check_numbers(config: DictConfig) -> None:
+def _check_values(config: DictConfig) -> None:
     whole = ("queries_per_step", "data.train.list_size")
     optional = (
         "max_steps", "token_budget", "validation.every", "validation.patience", "checkpoint.every",
@@ -65,4 +65,6 @@ def _check_numbers(config: DictConfig) -> None:
     )
     for name in ("optim.max_grad_norm", "optim.ema"):
         check_number(name, OmegaConf.select(config, name), above=0, optional=True)
+    for name in ("model.retokenise", "data.train.add_docs_not_in_ranking"):
+        check_flag(name, OmegaConf.select(config, name))
     check_number("model.dropout", config.model.dropout, least=0, optional=True)

@@ -16,6 +16,7 @@ from rankdistillm.files import (
     numbered_lines,
     replacing,
     suffix_of,
+    text_of,
 )
 from rankdistillm.released import fetch_run
 
@@ -170,12 +171,12 @@ def _row(line: int, record: Mapping[str, Any], where: str) -> Row:
     query, text = record.get("query"), record.get("text")
     return Row(
         line,
-        str(record["query_id"]),
-        str(record["doc_id"]),
+        text_of(record["query_id"], "query_id", where),
+        text_of(record["doc_id"], "doc_id", where),
         None if rank is None else _rank(rank, where),
         None if score is None else _score(score, where),
-        None if query is None else str(query),
-        None if text is None else str(text),
+        None if query is None else text_of(query, "query", where),
+        None if text is None else text_of(text, "text", where),
     )
 
 

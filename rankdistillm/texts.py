@@ -11,6 +11,7 @@ from rankdistillm.files import (
     load_ir_dataset,
     numbered_lines,
     suffix_of,
+    text_of,
 )
 from rankdistillm.runs import Run
 
@@ -98,16 +99,19 @@ def _tsv_entries(path: Path) -> Iterator[tuple[int, str, str]]:
 
 def _jsonl_entries(path: Path, kind: Kind) -> Iterator[tuple[int, str, str]]:
     for line, record in json_lines(path):
+        where = f"{path}, line {line}"
         fields = record if isinstance(record, dict) else {}
         identifier = next((fields[f] for f in ID_FIELDS[kind] if f in fields), None)
         text = next((fields[f] for f in TEXT_FIELDS[kind] if f in fields), None)
         if identifier is None or text is None:
             raise InputError(
-                f"{path}, line {line}: expected an object with {kind}_id and text, found "
+                f"{where}: expected an object with {kind}_id and text, found "
                 f"{', '.join(fields) or 'no object'}; rename the fields"
             )
-        title = fields.get("title")
-        yield line, str(identifier), f"{title} {text}" if title else str(text)
+        text = text_of(text, "text", where)
+        if title := fields.get("title"):
+            text = f"{text_of(title, 'title', where)} {text}"
+        yield line, text_of(identifier, f"{kind}_id", where), text
 
 
 def _from_ir_datasets(

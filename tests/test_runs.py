@@ -420,6 +420,9 @@ def test_columns_give_the_run_that_rows_give(names, shuffled, tmp_path, monkeypa
         ({"rank": [1.0, 2.5]}, "line 2: the rank 2.5 is not a whole number"),
         ({"rank": [1.0, float("inf")]}, "line 2: the rank inf is not a whole number"),
         ({"doc_id": ["a", None]}, "line 2: the doc_id has no value"),
+        ({"doc_id": [1.0, 2.0]}, "line 1: the doc_id 1.0 is not a text; write it as one"),
+        ({"doc_id": [b"a", b"\xff"]}, r"line 2: the doc_id b'\\xff' is not UTF-8; convert it"),
+        ({"text": [["a", "b"], ["c"]]}, r"line 1: the text \['a', 'b'\] is not a text"),
     ],
 )
 def test_what_columns_cannot_tell_is_said_row_by_row(changes, said, tmp_path):
@@ -428,3 +431,10 @@ def test_what_columns_cannot_tell_is_said_row_by_row(changes, said, tmp_path):
     assert read_columns(path) is None
     with pytest.raises(InputError, match=said):
         Run.read(path)
+
+
+def test_ids_in_bytes(tmp_path, monkeypatch):
+    columns = {"query_id": [b"q", b"q"], "doc_id": [b"a", "\u00e4".encode()], "rank": [1, 2]}
+    path = parquet(tmp_path / "a.parquet", **columns)
+    for run in (Run.read(path), row_by_row(path, monkeypatch)):
+        assert run["q"].doc_ids == ("a", "\u00e4")

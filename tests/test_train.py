@@ -259,6 +259,7 @@ def test_a_name_may_be_a_number(train, tmp_path):
         ("optim.weight_decay=-1", "optim.weight_decay=-1 is not a number from 0 on"),
         ("optim.max_grad_norm=abc", "optim.max_grad_norm=abc is not a number above 0"),
         ("validation.metric=5", "unknown metric '5'"),
+        ("model.retokenise=maybe", "model.retokenise=maybe is neither true nor false"),
         ("checkpoint=null", "checkpoint=None is no group of options"),
         ("output=null", "output is not set"),
     ],
