@@ -7,10 +7,10 @@ from typing import Any
 
 from rankdistillm import processes
 from rankdistillm.errors import InputError
-from rankdistillm.evaluate import format_table
 from rankdistillm.metrics import Figures, evaluate_run
 from rankdistillm.model import CrossEncoder
 from rankdistillm.qrels import Qrels, check_overlap, read_qrels
+from rankdistillm.reports import format_table
 from rankdistillm.rerank import Reranker
 from rankdistillm.runs import Run
 from rankdistillm.texts import texts_of_run

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rankdistillm.evaluate import format_table
 from rankdistillm.metrics import evaluate_run
 from rankdistillm.plots import PANELS_ACROSS
+from rankdistillm.reports import format_table
 from rankdistillm.runs import Run
 from rankdistillm.tables import MISSING
 

@@ -65,8 +65,16 @@ def test_jsonl_queries(write, identifier, text):
         ("a.jsonl", '{"doc_id": 1, "body": "a"}', "line 1: .*doc_id and text, found doc_id, body"),
         ("a.jsonl", '{"text": "a"}', "line 1: .*found text; rename"),
         ("a.jsonl", "[1]", "line 1: .*found no object"),
-        ("a.jsonl", '{"doc_id": 1, "text": ["a"]}', r"line 1: the text \['a'\] is not a text; write"),
-        ("a.jsonl", '{"doc_id": 1, "title": ["a"], "text": "b"}', r"the title \['a'\] is not a text"),
+        (
+            "a.jsonl",
+            '{"doc_id": 1, "text": ["a"]}',
+            r"line 1: the text \['a'\] is not a text; write",
+        ),
+        (
+            "a.jsonl",
+            '{"doc_id": 1, "title": ["a"], "text": "b"}',
+            r"the title \['a'\] is not a text",
+        ),
         ("a.jsonl", '{"doc_id": true, "text": "a"}', "line 1: the doc_id True is not a text"),
         ("a.tsv", "", "the file is empty"),
     ],
