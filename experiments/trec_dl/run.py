@@ -35,7 +35,6 @@ WARM_START = (
     "optim.learning_rate=2e-4",
     "optim.head_learning_rate=2e-3",
     "optim.ema=0.99",
-    "seed=1",
 )
 PREFINETUNE = ("epochs=1", "queries_per_step=4", "optim.learning_rate=5e-5", "optim.ema=0.98")
 DISTILL = (
@@ -92,13 +91,14 @@ def student(data: Path, work: Path, seed: int, prefinetuned: bool, loss: str | N
     """Train one student with the stages that it has; returns its folder."""
     sample, teacher = data / "msmarco-dev-sample", data / "trec-dl-2020"
     start = train(
-        work / "warm",
+        work / f"seed{seed}/warm",
         "+stage=distill",
         "data=local",
         f"data.docs={sample}/docs.tsv",
         f"data.queries={work}/warm-queries.tsv",
         f"data.train.run={work}/warm-teacher.run",
         *WARM_START,
+        f"seed={seed}",
     )
     if prefinetuned:
         start = train(
