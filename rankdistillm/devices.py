@@ -83,8 +83,8 @@ def keep_freed_memory(device: torch.device) -> None:
     libc = ctypes.CDLL(None) if sys.platform == "linux" and device.type == "cpu" else None
     if libc is None or not hasattr(libc, "mallopt"):
         return
-    # M_TRIM_THRESHOLD: never; M_MMAP_MAX: no block is mapped by itself. (Before 2.35 glibc takes no
-    # M_MMAP_THRESHOLD above 32 MiB, and with any of these options it no longer raises its own.)
+    # M_TRIM_THRESHOLD: never; M_MMAP_MAX: no block is mapped by itself. (Older glibc takes no
+    # M_MMAP_THRESHOLD above 32 MiB, and with the other set it leaves its own at 128 KiB.)
     for option, value in ((-1, 2**31 - 1), (-4, 0)):
         libc.mallopt(option, value)
 
