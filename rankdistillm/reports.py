@@ -96,6 +96,7 @@ def _counts(measured: Measured) -> list[str]:
 
 
 def per_query_csv(measured: Measured) -> str:
+    """A line for each query, metric and run."""
     rows = [
         (collection, query_id, metric, name, repr(value))
         for collection, figures in measured.items()
