@@ -7,19 +7,21 @@ that query with the matrix instead of one for each token h, and Σ w (W h + b) =
 does as well. Exact: the first token's state is the one that the whole layer gives.
 """
 
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rankdistillm.cuda_layers import CudaLayer, States
 from rankdistillm.fused_layers import FusedLayer, is_available
 from rankdistillm.packed_attention import attend
 from rankdistillm.segments import Segments
 
 LAYERS = ("BertLayer", "ElectraLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer")
 
-FusedLayers = dict[nn.Module, FusedLayer]
+FusedLayers = Mapping[nn.Module, Callable[[Any, Segments], Tensor | States]]
 
 
 def use_packed_layers(backbone: Any, *, first_only: bool) -> bool:
@@ -35,32 +37,40 @@ def use_packed_layers(backbone: Any, *, first_only: bool) -> bool:
     # the encoder gets those of its own layers.
     for layer in layers:
         layer.forward = MethodType(_layer, layer)
-    if first_only:
-        layers[-1].forward = MethodType(_first_token_layer, layers[-1])
+    layers[-1].forward = MethodType(_first_token_layer if first_only else _last_layer, layers[-1])
     return True
 
 
-def fused_layers(network: nn.Module) -> FusedLayers:
+def fused_layers(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FusedLayers:
     """Quicker stand-ins for scoring without gradients, made of the weights as they are now.
 
-    For what an encoder takes as ``fused``; empty where `rankdistillm.fused_layers` has none.
+    For what an encoder takes as ``fused``; ``dtype``: that of autocast. Empty where there are none.
     """
-    if not is_available():
-        return {}
-    ours = (m for m in network.modules() if getattr(m.forward, "__func__", None) is _layer)
-    return {layer: FusedLayer(layer) for layer in ours}
+    ours = [
+        module
+        for module in network.modules()
+        if getattr(module.forward, "__func__", None) in (_layer, _last_layer)
+    ]
+    if device.type == "cuda" and dtype.itemsize == 2:
+        return {layer: CudaLayer(layer, dtype) for layer in ours}
+    if device.type == "cpu" and dtype == torch.bfloat16 and is_available():
+        return {layer: FusedLayer(layer) for layer in ours}
+    return {}
 
 
 def _layer(
     layer: Any,
-    hidden: Tensor,
+    hidden: Tensor | States,
     *_: Any,
     segments: Segments,
     fused: FusedLayers | None = None,
     **__: Any,
-) -> Tensor:
+) -> Tensor | States:
     if fused:
         return fused[layer](hidden, segments)
+    if segments.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+        return CudaLayer(layer, torch.get_autocast_dtype("cuda"))(hidden, segments)
+    hidden = _whole(hidden)
     inner = layer.attention.self
     narrow = _narrowed(hidden)
     query, key, value = (
@@ -72,9 +82,14 @@ def _layer(
     return _after_attention(layer, context, hidden)
 
 
+def _last_layer(layer: Any, hidden: Tensor | States, *_: Any, **options: Any) -> Tensor:
+    return _whole(_layer(layer, hidden, **options))
+
+
 def _first_token_layer(
-    layer: Any, hidden: Tensor, *_: Any, segments: Segments, **__: Any
+    layer: Any, hidden: Tensor | States, *_: Any, segments: Segments, **__: Any
 ) -> Tensor:
+    hidden = _whole(hidden)
     inner = layer.attention.self
     # Little to compute and last before the score: not worth autocast's rounding.
     with torch.autocast(hidden.device.type, enabled=False):
@@ -126,6 +141,10 @@ def _after_attention(layer: Any, context: Tensor, residual: Tensor) -> Tensor:
 
 def _head_shape(inner: Any) -> tuple[int, int]:
     return inner.num_attention_heads, inner.attention_head_size
+
+
+def _whole(hidden: Tensor | States) -> Tensor:
+    return hidden if isinstance(hidden, Tensor) else hidden.whole
 
 
 def _narrowed(hidden: Tensor) -> Tensor:

@@ -42,16 +42,23 @@ def kept_bits(like: Tensor, rate: float) -> Tensor:
 
     `keep` takes them: on a CPU that is quicker than a product, above all in half precision.
     """
-    integer = INTEGERS[like.dtype.itemsize]
-    if like.device.type != "cpu":
-        return torch.empty_like(like, dtype=integer).bernoulli_(1 - rate).neg_()
+    kept = random_bits(like).ge_(threshold_of(rate)).neg_()
+    return kept.to(INTEGERS[like.dtype.itemsize])
+
+
+def random_bits(like: Tensor) -> Tensor:
+    """int16 of that shape, each number equally likely: below `threshold_of` what is dropped."""
     quarter = -(-like.numel() // 4)
+    drawn = torch.empty(quarter, dtype=torch.int64, device=like.device)
     # All 64 bits are random only in this range.
-    drawn = torch.empty(quarter, dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
+    drawn.random_(torch.iinfo(torch.int64).min, None)
+    return drawn.view(torch.int16)[: like.numel()].view(like.shape)
+
+
+def threshold_of(rate: float) -> int:
+    """A number of 16 bits is below it with probability ``rate``, to within 2⁻¹⁷."""
     lowest, highest = torch.iinfo(torch.int16).min, torch.iinfo(torch.int16).max
-    threshold = min(highest, lowest + round(rate * 2**16))
-    kept = drawn.view(torch.int16)[: like.numel()].ge_(threshold).neg_()
-    return kept.view(like.shape).to(integer)
+    return min(highest, lowest + round(rate * 2**16))
 
 
 def keep(values: Tensor, bits: Tensor) -> Tensor:

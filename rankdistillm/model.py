@@ -72,6 +72,7 @@ class CrossEncoder(nn.Module):
         lengths default to the checkpoint's own, 32 and 256 tokens for a bare encoder; ``dropout``
         replaces every dropout rate of the encoder; ``precision`` is what `autocast_dtype_of` takes.
         A head that is not in the checkpoint is drawn from N(0, 0.02) by torch's global generator.
+        The model is in evaluation mode, as those of transformers are.
 
         Raises `InputError` where there is no readable model.
         """
@@ -87,7 +88,7 @@ class CrossEncoder(nn.Module):
         model = cls(checkpoint, retokenise=retokenise, autocast_dtype=dtype)
         model.query_length = query_length or model.query_length
         model.doc_length = doc_length or model.doc_length
-        return model.to(device)
+        return model.to(device).eval()
 
     def save_pretrained(self, folder: Path, *, layout: str | None = None) -> None:
         """Write config.json, model.safetensors and the tokeniser into an existing folder.
@@ -137,10 +138,9 @@ class CrossEncoder(nn.Module):
     def fused_layers(self) -> FusedLayers:
         """What makes `score_chunks` quicker where no gradient is wanted, as the weights are now.
 
-        Empty where nothing does. Scores then differ by the rounding of bf16.
+        Empty where nothing does. Scores then differ by the rounding of half precision.
         """
-        is_bf16 = self.device.type == "cpu" and self.autocast_dtype == torch.bfloat16
-        return fused_layers(self.network) if is_bf16 else {}
+        return fused_layers(self.network, self.device, self.autocast_dtype)
 
     def score_chunks(
         self, pairs: PackedPairs, chunks: Sequence[np.ndarray], fused: FusedLayers | None = None

@@ -86,9 +86,9 @@ def attend(
         else:  # torch 2.10 scales by 1 / √(head size)
             query = query * (scaling * query.shape[-1] ** 0.5)
         context: Any = varlen_attn(
-            query.contiguous(),
-            key.contiguous(),
-            value.contiguous(),
+            query,
+            key,
+            value,
             segments.bounds,
             segments.bounds,
             segments.longest,

@@ -49,7 +49,7 @@ class Ranked(NamedTuple):
 class Reranker:
     """Ranks passages for queries with a `CrossEncoder`, whose weights may change between calls.
 
-    Only a change in place through a weight's ``.data`` may go unseen (in bf16 on a CPU).
+    Only a change in place through a weight's ``.data`` may go unseen (in half precision).
     """
 
     def __init__(self, model: CrossEncoder) -> None:
@@ -167,7 +167,8 @@ class Reranker:
             scores[chosen] = read()
 
         was_training = model.training
-        model.eval()
+        if was_training:  # to say so to each module takes as long as a pair
+            model.eval()
         try:
             bar = progress_bar(shown=progress, total=len(pairs), desc="re-rank", unit="pair")
             fused = self._fused_layers()
@@ -188,7 +189,8 @@ class Reranker:
                 while waiting:
                     read_next()
         finally:
-            model.train(was_training)
+            if was_training:
+                model.train()
         scores = self._gathered(scores)
         if not np.isfinite(scores).all():
             raise InputError(

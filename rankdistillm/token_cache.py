@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,7 @@ def _map(entry: Path, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _flat(batch: list[list[int]], dtype: np.dtype) -> np.ndarray:
-    return np.fromiter((token for ids in batch for token in ids), dtype, sum(map(len, batch)))
+    return np.fromiter(chain.from_iterable(batch), dtype, sum(map(len, batch)))
 
 
 def _fingerprint(tokenizer: Any) -> str:

@@ -21,6 +21,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from rankdistillm.cli import PACKAGE
 from rankdistillm.texts import read_texts
 
+if not torch.cuda.is_available():  # before anything imports Triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 SIZES = {
     "hidden_size": 16,
     "num_hidden_layers": 3,

@@ -123,8 +123,9 @@ def test_a_step_that_does_not_fit_is_repeated_under_half_the_budget(batch, tiny_
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_an_interrupted_training_goes_on(precision, command, tiny_bert, tmp_path):
     options = ["+stage=distill", f"model.path={tiny_bert}", f"device={DEVICE}", "model.dropout=0"]
-    options += [f"precision={precision}", "data.test.run=null", "data.validation.depth=5"]
+    options += [f"precision={precision}", "data.test.run=null", "data.validation.run=null"]
     options += ["optim.schedule=constant", "optim.warmup=0", "optim.learning_rate=1e-2"]
+    options += ["loss=mse", "data.train.transform=reciprocal_rank"]
     assert command("train", *options, "max_steps=6", "output=whole").status == 0
     for steps in (3, 6):
         assert command("train", *options, f"max_steps={steps}", "output=cut").status == 0
@@ -136,8 +137,8 @@ def test_an_interrupted_training_goes_on(precision, command, tiny_bert, tmp_path
         [line["loss"] for line in lines if "loss" in line] for lines in (cut, whole)
     )
     assert len(losses) == 6
-    assert losses == pytest.approx(undisturbed, rel=1e-2)
+    assert losses == pytest.approx(undisturbed, rel=3e-2)
     # Without the weights of the third step it would be far from there.
-    assert abs(undisturbed[-1] - undisturbed[0]) > 0.03
+    assert abs(undisturbed[-1] - undisturbed[0]) > 0.1
     student = Reranker.from_pretrained(tmp_path / "cut/checkpoint", device=DEVICE)
     assert len(student.rank("tides", ["The tide.", "Bread."])) == 2

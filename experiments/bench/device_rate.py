@@ -1,9 +1,11 @@
 """Tokens per second, and the share of the device's own matrix rate that they take.
 
-    python -m experiments.bench.device_rate [--model minilm|electra_base|electra_large] [--steps 5]
+    python -m experiments.bench.device_rate [--model minilm|electra_base|electra_large] \
+        [--lists 4] [--list-size 32] [--steps 5] [--dropout 0 0.1] [--profile 20]
 
 Random weights of that shape, generated texts (`experiments.bench.generated`); no hub, no data. For
-the published recipe it says how many minutes its pairs would take on this device.
+the published recipe it says how many minutes its pairs would take on this device; with
+``--profile`` also what takes longest on it.
 """
 
 import argparse
@@ -16,20 +18,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 from torch.nn.utils import clip_grad_norm_
-from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoTokenizer, BertConfig, BertModel, ElectraConfig, ElectraModel
 
 from experiments.bench.generated import collection, training_data
-from rankdistillm.devices import (
-    autocast_dtype_of,
-    device_of,
-    keep_freed_memory,
-)
+from experiments.bench.lists import set_dropout
+from rankdistillm.devices import autocast_dtype_of, device_of, keep_freed_memory
 from rankdistillm.gradients import TokenBudget, step_gradients
 from rankdistillm.layouts import Checkpoint
 from rankdistillm.losses import ranknet_loss
 from rankdistillm.model import CrossEncoder
 from rankdistillm.networks import MonoNetwork
 from rankdistillm.optim import make_optimizer, make_scaler
+from rankdistillm.pretrained import locate
 
 # (model class, configuration class, layers, hidden, heads, feed-forward)
 SHAPES: dict[str, tuple[Any, Any, int, int, int, int]] = {
@@ -57,7 +58,7 @@ def flop_per_token(layers: int, hidden: int, heads: int, feed_forward: int, leng
 def matrix_rate(device: torch.device, dtype: torch.dtype, hidden: int, feed_forward: int) -> float:
     """Operations per second of the model's largest matrix product, the best of several sizes."""
     best = 0.0
-    for tokens in (2048, 16384) if device.type == "cuda" else (2048,):
+    for tokens in (16384, 65536) if device.type == "cuda" else (2048,):
         rows = torch.randn(tokens, hidden, device=device, dtype=dtype)
         weight = torch.randn(feed_forward, hidden, device=device, dtype=dtype)
 
@@ -81,6 +82,23 @@ def _seconds(device: torch.device, work: Callable[[], Any]) -> float:
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def print_profile(device: torch.device, what: str, work: Callable[[], Any], rows: int) -> None:
+    """What takes longest on the device: its share of the time, how often, and how long each."""
+    is_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if is_gpu else ProfilerActivity.CPU]) as found:
+        work()
+        _synchronise(device)
+    times = {
+        event: event.self_device_time_total if is_gpu else event.self_cpu_time_total
+        for event in found.key_averages()
+    }
+    total = sum(times.values())
+    print(f"{what}: {total / 1e3:.1f} ms on the device")
+    for event in sorted(times, key=times.__getitem__, reverse=True)[:rows]:
+        each = times[event] / event.count
+        print(f"{times[event] / total:6.1%} {event.count:5} x {each:8.1f} us  {event.key[:80]}")
 
 
 def student(name: str, tokenizer: Any, device: torch.device) -> CrossEncoder:
@@ -112,11 +130,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--lists", type=int, default=4)
     parser.add_argument("--list-size", type=int, default=32)
+    parser.add_argument("--dropout", type=float, nargs="+", default=[0.0])
+    parser.add_argument("--profile", type=int, default=0, metavar="ROWS")
+    parser.add_argument("--tokenizer", default="sentence-transformers/all-MiniLM-L6-v2")
     arguments = parser.parse_args()
     device = device_of("auto")
     keep_freed_memory(device)
     torch.manual_seed(0)
-    tokenizer = CrossEncoder.from_pretrained("sentence-transformers/all-MiniLM-L6-v2").tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(locate(arguments.tokenizer))
     model = student(arguments.model, tokenizer, device)
     run, queries, docs = collection(arguments.lists, arguments.list_size)
     data = training_data(
@@ -152,17 +173,30 @@ def main() -> None:
     )
     print("| | tokens/s | pairs/s | share of the matrix rate | the recipe's pairs, minutes |")
     print("|---|---|---|---|---|")
-    for what, work, passes in (("training", train, 3), ("re-ranking", rerank, 1)):
-        model.train(what == "training")
+
+    def measure(what: str, work: Callable[[int], None], passes: int) -> None:
         work(0)
-        seconds = [_seconds(device, lambda: work(s)) for s in range(1, len(batches))]  # noqa: B023
-        tokens = float(batches[0].pairs.lengths.sum()) / median(seconds)
+        work(1)
+        # Together, as in a training: while the device works on a step the next one is prepared.
+        seconds = _seconds(device, lambda: [work(step) for step in range(1, len(batches))])
+        tokens = sum(float(batch.pairs.lengths.sum()) for batch in batches[1:]) / seconds
         share = passes * flop * tokens / rate
         minutes = RECIPE_PAIRS * length / tokens / 60
         print(
-            f"| {what} | {tokens:.0f} | {tokens / length:.1f} | {share:.0%} | {minutes:.0f} |",
+            f"| {what} | {tokens:.0f} | {tokens / length:.1f} | {share:.0%} | {minutes:.1f} |",
             flush=True,
         )
+
+    model.train()
+    for dropout in arguments.dropout:
+        set_dropout(model, dropout)
+        measure(f"training, dropout {dropout}", train, passes=3)
+    model.eval()
+    measure("re-ranking", rerank, passes=1)
+    if arguments.profile:
+        print_profile(device, "re-ranking", lambda: rerank(1), arguments.profile)
+        model.train()
+        print_profile(device, f"training, dropout {dropout}", lambda: train(1), arguments.profile)
 
 
 if __name__ == "__main__":

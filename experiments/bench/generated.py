@@ -43,7 +43,7 @@ def collection(
 ) -> tuple[Run, dict[str, str], dict[str, str]]:
     """(run, queries, docs): every list has passages of its own."""
     draw = np.random.default_rng(seed)
-    words = " ".join(read_texts(PACKAGE / "mini/docs.tsv", "doc").values()).split()
+    words = np.array(" ".join(read_texts(PACKAGE / "mini/docs.tsv", "doc").values()).split())
 
     def text(length: float) -> str:
         return " ".join(draw.choice(words, max(1, round(length))))

@@ -5,7 +5,7 @@ from lightning_ir import CrossEncoderModule
 from lightning_ir.data import RankBatch, TrainBatch
 from lightning_ir.loss import RankNet
 from lightning_ir.models import MonoConfig
-from lists import Batch, measure, read_batches, read_settings, set_dropout
+from lists import Batch, Step, answer, read_batches, read_settings, set_dropout
 
 given = read_settings()
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -16,7 +16,6 @@ module = CrossEncoderModule(
     loss_functions=[RankNet()],
 ).to(device)
 module.log = lambda *_, **__: None  # it wants a trainer
-set_dropout(module, given.dropout)
 optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5)
 
 
@@ -44,11 +43,15 @@ def rerank(batch: Batch) -> None:
         module(RankBatch(*parts(batch)))
 
 
-module.train(given.what == "train")
-module.model.train(given.what == "train")
-step = train if given.what == "train" else rerank
-measure(
-    read_batches(given.data, given.steps),
-    step,
-    torch.cuda.synchronize if device == "cuda" else None,
+def step_of(what: str, dropout: float) -> Step:
+    module.train(what == "train")
+    module.model.train(what == "train")
+    set_dropout(module, dropout)
+    return train if what == "train" else rerank
+
+
+answer(
+    read_batches(given.data, given.steps, given.queries_per_step),
+    step_of,
+    torch.cuda if device == "cuda" else None,
 )

@@ -8,12 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-LIST_SIZE, QUERIES_PER_STEP = 32, 4
+LIST_SIZE = 32
 
 Batch = list[tuple[str, str, list[tuple[str, str]]]]
+Step = Callable[[Batch], Any]
 
 
-def read_batches(data: str, steps: int) -> list[Batch]:
+def read_batches(data: str, steps: int, queries_per_step: int) -> list[Batch]:
     """A warm-up step and ``steps`` timed ones; a list is (query_id, query, [(doc_id, text)])."""
     folder = Path(data)
     texts = {}
@@ -29,25 +30,25 @@ def read_batches(data: str, steps: int) -> list[Batch]:
         for query_id, docs in ranked.items()
         if len(docs) >= LIST_SIZE
     ]
-    needed = (steps + 1) * QUERIES_PER_STEP
+    needed = (steps + 1) * queries_per_step
     if len(lists) < needed:
         raise SystemExit(
             f"{folder}: {len(lists)} lists of {LIST_SIZE}; {steps} steps need {needed}"
         )
-    return [lists[i : i + QUERIES_PER_STEP] for i in range(0, needed, QUERIES_PER_STEP)]
+    return [lists[i : i + queries_per_step] for i in range(0, needed, queries_per_step)]
 
 
 def read_settings() -> SimpleNamespace:
     """What `experiments.bench.peers` gives a side: its one argument, JSON.
 
-    ``data`` (folder), ``what`` (train or rerank), ``steps``, ``dropout``, ``precision`` (bf16 or
-    fp32) and ``model`` (folder).
+    ``data`` (folder), ``steps``, ``queries_per_step``, ``precision`` (bf16 or fp32) and ``model``
+    (folder).
     """
     return SimpleNamespace(**json.loads(sys.argv[1]))
 
 
 def set_dropout(model: Any, rate: float) -> None:
-    """In all modules of a peer's model; transformers 4 keeps that of its attention as a number."""
+    """In all modules of a model; transformers 4 keeps that of its attention as a number."""
     for module in model.modules():
         if type(module).__name__ == "Dropout":
             module.p = rate
@@ -55,28 +56,27 @@ def set_dropout(model: Any, rate: float) -> None:
             module.dropout_prob = rate
 
 
-def measure(
-    batches: list[Batch],
-    step: Callable[[Batch], Any],
-    synchronise: Callable[[], Any] | None = None,
-) -> None:
-    """Time all but the first batch, and print pairs per second as one line of JSON.
+def answer(batches: list[Batch], step_of: Callable[[str, float], Step], cuda: Any = None) -> None:
+    """Answer each line of the standard input by pairs per second, both JSON.
 
-    ``synchronise`` waits for a GPU. A step is short there, but for the first one of each shape: all
-    batches are timed ten times, after three times that are not.
+    A line has ``what`` (train or rerank) and ``dropout``, for which ``step_of`` makes the model
+    ready. All batches but the first are timed. ``cuda``: torch's module, if there is a GPU, whose
+    first step of each shape does not count.
     """
-    warm_up, timed = batches[:1], batches[1:]
-    if synchronise is not None:
-        warm_up, timed = batches * 3, batches * 10
-    for batch in warm_up:
-        step(batch)
-    if synchronise is not None:
-        synchronise()
-    started = time.perf_counter()
-    for batch in timed:
-        step(batch)
-    if synchronise is not None:
-        synchronise()
-    seconds = time.perf_counter() - started
-    pairs = sum(len(docs) for batch in timed for _, _, docs in batch)
-    print(json.dumps({"pairs_per_second": pairs / seconds}))
+    for line in sys.stdin:
+        asked = json.loads(line)
+        step = step_of(asked["what"], asked["dropout"])
+        for batch in batches if cuda else batches[:1]:
+            step(batch)
+        if cuda:
+            cuda.synchronize()
+        started = time.perf_counter()
+        for batch in batches[1:]:
+            step(batch)
+        if cuda:
+            cuda.synchronize()
+        seconds = time.perf_counter() - started
+        if cuda:
+            cuda.empty_cache()  # the other sides want memory, too
+        pairs = sum(len(docs) for batch in batches[1:] for _, _, docs in batch)
+        print(json.dumps({"pairs_per_second": pairs / seconds}), flush=True)

@@ -1,9 +1,10 @@
 """Peak memory and time of a training step against the length of a list, at one token budget.
 
-    python -m experiments.bench.memory WORK [--pairs 1000] [--token-budget 8192]
+    python -m experiments.bench.memory WORK [--pairs 1000] [--token-budget 8192] \
+        [--model minilm|electra_base|electra_large]
 
-Each step has the same number of pairs: many short lists or one long one. Each point is measured in
-a process of its own.
+Each step has the same number of pairs: many short lists or one long one. On a CPU each point is
+measured in a process of its own. The ELECTRA models have random weights.
 """
 
 import argparse
@@ -15,27 +16,35 @@ import time
 from pathlib import Path
 
 import torch
+from transformers import AutoTokenizer
 
+from experiments.bench.device_rate import SHAPES, student
 from experiments.bench.generated import collection, training_data
 from rankdistillm.devices import bound_compiled_products, device_of, keep_freed_memory
 from rankdistillm.gradients import TokenBudget, step_gradients
 from rankdistillm.losses import ranknet_loss
 from rankdistillm.model import CrossEncoder
 from rankdistillm.optim import make_scaler
+from rankdistillm.pretrained import locate
 
 LIST_SIZES = (10, 30, 100, 300, 1000)
 
 
-def measure(list_size: int, pairs: int, token_budget: int) -> dict[str, float]:
+def measure(list_size: int, arguments: argparse.Namespace) -> dict[str, float]:
     """MiB at the peak and before the step, and milliseconds a pair, of the second of two steps."""
     device = device_of("auto")
     keep_freed_memory(device)
     bound_compiled_products()
     torch.manual_seed(0)
-    model = CrossEncoder.from_pretrained(
-        "sentence-transformers/all-MiniLM-L6-v2", dropout=0.0, device=device
-    ).train()
-    num_lists = max(1, pairs // list_size)
+    if arguments.model == "minilm":
+        model = CrossEncoder.from_pretrained(arguments.tokenizer, dropout=0.0, device=device)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(locate(arguments.tokenizer))
+        model = student(arguments.model, tokenizer, device)
+    model.train()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    num_lists = max(1, arguments.pairs // list_size)
     run, queries, docs = collection(num_lists, list_size)
     data = training_data(model, run, queries, docs, queries_per_step=num_lists, epochs=2)
     before = peak(device)
@@ -46,7 +55,7 @@ def measure(list_size: int, pairs: int, token_budget: int) -> dict[str, float]:
             model,
             ranknet_loss,
             batch,
-            budget=TokenBudget(token_budget),
+            budget=TokenBudget(arguments.token_budget),
             scaler=make_scaler(device, is_fp16=False),
         )
         highest = peak(device)  # waits for the device
@@ -58,6 +67,14 @@ def measure(list_size: int, pairs: int, token_budget: int) -> dict[str, float]:
         "before_mib": before,
         "ms_per_pair": 1000 * seconds / len(batch.pairs),
     }
+
+
+def measure_apart(list_size: int) -> dict[str, float]:
+    """`measure` in a process of its own."""
+    command = [sys.executable, "-m", "experiments.bench.memory", *sys.argv[1:]]
+    command.append(f"--list-size={list_size}")
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def peak(device: torch.device) -> float:
@@ -75,20 +92,19 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--token-budget", type=int, default=8192)
+    parser.add_argument("--model", choices=SHAPES, default="minilm")
+    parser.add_argument("--tokenizer", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--list-size", type=int, help="measure this one, here, and print JSON")
     arguments = parser.parse_args()
     if arguments.list_size:
-        print(json.dumps(measure(arguments.list_size, arguments.pairs, arguments.token_budget)))
+        print(json.dumps(measure(arguments.list_size, arguments)))
         return
     arguments.work.mkdir(parents=True, exist_ok=True)
     print("| list size | peak, MiB | before the step, MiB | ms a pair |\n|---|---|---|---|")
     rows = []
     for size in LIST_SIZES:
-        command = [sys.executable, "-m", "experiments.bench.memory", *sys.argv[1:]]
-        done = subprocess.run(
-            [*command, f"--list-size={size}"], check=True, stdout=subprocess.PIPE, text=True
-        )
-        row = json.loads(done.stdout.splitlines()[-1])
+        # What tensors hold on a GPU is counted exactly; a CPU has what its process holds.
+        row = measure(size, arguments) if torch.cuda.is_available() else measure_apart(size)
         rows.append(row)
         print(
             f"| {size} | {row['peak_mib']:.0f} | {row['before_mib']:.0f} | "

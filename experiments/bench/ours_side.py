@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from generated import training_data
-from lists import QUERIES_PER_STEP, Batch, measure, read_batches, read_settings
+from lists import Batch, Step, answer, read_batches, read_settings, set_dropout
 from torch.nn.utils import clip_grad_norm_
 
 from rankdistillm.devices import bound_compiled_products, device_of, keep_freed_memory
@@ -15,13 +15,15 @@ from rankdistillm.rerank import Reranker
 from rankdistillm.runs import RankedList, Run
 
 given = read_settings()
-batches = read_batches(given.data, given.steps)
 device = device_of("auto")
 keep_freed_memory(device)
 torch.manual_seed(0)
-model = CrossEncoder.from_pretrained(
-    given.model, dropout=given.dropout, device=device, precision=given.precision
-)
+bound_compiled_products()
+model = CrossEncoder.from_pretrained(given.model, device=device, precision=given.precision)
+optimizer = make_optimizer(model, 1e-5, 0.01)
+scaler = make_scaler(device, is_fp16=False)
+budget = TokenBudget.for_model(model)
+reranker = Reranker(model)
 
 
 def texts_of(batch: Batch) -> tuple[dict[str, str], dict[str, str]]:
@@ -39,29 +41,31 @@ def run_of(batch: Batch) -> Run:
     )
 
 
-if given.what == "train":
-    bound_compiled_products()
-    optimizer = make_optimizer(model, 1e-5, 0.01)
-    scaler = make_scaler(device, is_fp16=False)
-    budget = TokenBudget.for_model(model)
-    model.train()
-
-    def step(batch: Batch) -> None:
-        # The texts of a step are tokenised in its time: a training tokenises them once, for all
-        # its epochs.
-        queries, docs = texts_of(batch)
-        data = training_data(model, run_of(batch), queries, docs, queries_per_step=QUERIES_PER_STEP)
-        step_gradients(model, ranknet_loss, data.batch(0), budget=budget, scaler=scaler)
-        scaler.unscale_(optimizer)
-        clip_grad_norm_(model.parameters(), 1.0)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-else:
-    reranker = Reranker(model)
-
-    def step(batch: Batch) -> None:
-        reranker.rerank(run_of(batch), *texts_of(batch), progress=False)
+def train(batch: Batch) -> None:
+    # The texts of a step are tokenised in its time: a training tokenises them once, for all its
+    # epochs.
+    queries, docs = texts_of(batch)
+    data = training_data(model, run_of(batch), queries, docs, queries_per_step=len(batch))
+    step_gradients(model, ranknet_loss, data.batch(0), budget=budget, scaler=scaler)
+    scaler.unscale_(optimizer)
+    clip_grad_norm_(model.parameters(), 1.0)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
 
 
-measure(batches, step, torch.cuda.synchronize if device.type == "cuda" else None)
+def rerank(batch: Batch) -> None:
+    reranker.rerank(run_of(batch), *texts_of(batch), progress=False)
+
+
+def step_of(what: str, dropout: float) -> Step:
+    model.train(what == "train")
+    set_dropout(model, dropout)
+    return train if what == "train" else rerank
+
+
+answer(
+    read_batches(given.data, given.steps, given.queries_per_step),
+    step_of,
+    torch.cuda if device.type == "cuda" else None,
+)

@@ -2,12 +2,14 @@
 
     python -m experiments.bench.peers DATA WORK --peer sentence_transformers=PYTHON \
         --peer lightning_ir=PYTHON [--rounds 5] [--steps 3] [--what train rerank] \
-        [--model minilm|electra_base|electra_large] [--dropout 0 0.1] [--precision bf16|fp32]
+        [--model minilm|electra_base|electra_large] [--queries-per-step 4] [--dropout 0 0.1] \
+        [--precision bf16|fp32]
 
 DATA holds docs.tsv, queries.tsv and teacher.run; where there is no such folder, it is filled with
 generated texts of the lengths of MS MARCO's. Each PYTHON is the interpreter of the environment that
 the peer is installed in. In each round every side runs with every dropout, in turn, in a process of
-its own. The ELECTRA models have random weights and are meant for a GPU.
+its own; on a GPU a side has one process for all rounds. The ELECTRA models have random weights and
+are meant for a GPU.
 """
 
 import argparse
@@ -15,7 +17,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,38 +30,74 @@ from transformers import AutoTokenizer
 
 from experiments.bench.device_rate import encoder
 from experiments.bench.generated import collection
-from experiments.bench.lists import LIST_SIZE, QUERIES_PER_STEP
+from experiments.bench.lists import LIST_SIZE
 from rankdistillm.checkpoint import replacing_folder
 from rankdistillm.devices import autocast_dtype_of, device_of
 from rankdistillm.pretrained import locate
 
 HERE = Path(__file__).parent
 OURS = "rankdistillm"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def run_side(python: str, script: str, settings: Mapping[str, Any]) -> float:
-    """Pairs per second of one run of one side; ``settings``: `lists.read_settings`."""
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONWARNINGS": "ignore",
-        "TOKENIZERS_PARALLELISM": "true",
-    }
-    if python != sys.executable:
-        environment.pop("PYTHONPATH", None)
-    command = [python, str(HERE / script), json.dumps(settings)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{script} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])["pairs_per_second"]
+class Side:
+    """A process that answers as `lists.answer` says, in the environment of ``python``."""
+
+    def __init__(self, python: str, script: Path, settings: Mapping[str, Any]) -> None:
+        self._command = [python, str(script), json.dumps(settings)]
+        self._process: subprocess.Popen[str] | None = None
+
+    def pairs_per_second(self, what: str, dropout: float) -> float:
+        """Measure it once. Raises `RuntimeError` with what the process said where it fails."""
+        process = self.start()
+        assert process.stdin
+        assert process.stdout
+        with suppress(BrokenPipeError):
+            process.stdin.write(json.dumps({"what": what, "dropout": dropout}) + "\n")
+            process.stdin.flush()
+        for line in process.stdout:
+            if line.startswith("{"):  # not what a library prints
+                return json.loads(line)["pairs_per_second"]
+        self._errors.seek(0)
+        raise RuntimeError(f"{self._command[1]} failed:\n{self._errors.read()[-2000:]}")
+
+    def start(self) -> subprocess.Popen[str]:
+        """Start the process, if it does not run; it loads the model before it is asked."""
+        if self._process:
+            return self._process
+        environment = os.environ | {
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONWARNINGS": "ignore",
+            "TOKENIZERS_PARALLELISM": "true",
+        }
+        if self._command[0] != sys.executable:
+            environment.pop("PYTHONPATH", None)
+        # Open as long as the process.
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            self._command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        return self._process
+
+    def end(self) -> None:
+        """Stop the process; the next question starts another one."""
+        if self._process:
+            self._process.kill()
+            self._process.communicate()
+        self._process = None
 
 
-def write_model(name: str, folder: Path) -> Path:
+def write_model(name: str, folder: Path, tokenizer_path: str) -> Path:
     """The folder that all sides load: MiniLM's weights, or random ones of another shape."""
-    minilm = Path(locate("sentence-transformers/all-MiniLM-L6-v2"))
     if name == "minilm":
-        return minilm
+        return Path(locate(MINILM))
     if not folder.exists():
-        tokenizer = AutoTokenizer.from_pretrained(minilm)
+        tokenizer = AutoTokenizer.from_pretrained(locate(tokenizer_path))
         torch.manual_seed(0)
         with replacing_folder(folder) as beside:
             encoder(name, len(tokenizer)).save_pretrained(beside)
@@ -121,6 +161,8 @@ def main() -> None:
     parser.add_argument(
         "--model", choices=("minilm", "electra_base", "electra_large"), default="minilm"
     )
+    parser.add_argument("--tokenizer", default=MINILM, help="of the models with random weights")
+    parser.add_argument("--queries-per-step", type=int, default=4)
     parser.add_argument(
         "--dropout", type=float, nargs="+", default=[0.0, 0.1], help="of every side, in training"
     )
@@ -132,8 +174,8 @@ def main() -> None:
         "bf16" if autocast_dtype_of("auto", device_of("auto")) == torch.bfloat16 else "fp32"
     )
     peers = dict(peer.split("=", 1) for peer in arguments.peer)
-    sides: dict[str, tuple[str, ...]] = {OURS: (sys.executable, "ours_side.py")}
-    sides |= {name: (python, f"{name}_side.py") for name, python in peers.items()}
+    scripts = {OURS: (sys.executable, "ours_side.py")}
+    scripts |= {name: (python, f"{name}_side.py") for name, python in peers.items()}
     arguments.work.mkdir(parents=True, exist_ok=True)
     name = arguments.model
     if name != "minilm" and not torch.cuda.is_available():
@@ -143,23 +185,52 @@ def main() -> None:
             "says little"
         )
     if not arguments.data.exists():
-        write_data(arguments.data, (arguments.steps + 1) * QUERIES_PER_STEP)
-    common = {
+        write_data(arguments.data, (arguments.steps + 1) * arguments.queries_per_step)
+    settings = {
         "data": str(arguments.data),
         "steps": arguments.steps,
+        "queries_per_step": arguments.queries_per_step,
         "precision": precision,
-        "model": str(write_model(name, arguments.work / name)),
+        "model": str(write_model(name, arguments.work / name, arguments.tokenizer)),
     }
+    with ExitStack() as stack:
+        sides = {}
+        for name, (python, script) in scripts.items():
+            sides[name] = Side(python, HERE / script, settings)
+            stack.callback(sides[name].end)
+            if torch.cuda.is_available():
+                sides[name].start()
+        compare(sides, arguments)
+
+
+def compare(sides: dict[str, Side], arguments: argparse.Namespace) -> None:
+    """Measure all sides in turns; print the tables and write the rates beside.
+
+    A peer that fails is left out from then on, and what it said is printed.
+    """
     for what in arguments.what:
         dropouts = arguments.dropout if what == "train" else [0.0]
         rates: dict[float, dict[str, list[float]]] = {
             dropout: {name: [] for name in sides} for dropout in dropouts
         }
         for _ in tqdm(range(arguments.rounds), desc=what, disable=None):
-            for name, (python, script) in sides.items():
+            for name, side in list(sides.items()):
                 for dropout in dropouts:
-                    settings = common | {"what": what, "dropout": dropout}
-                    rates[dropout][name].append(run_side(python, script, settings))
+                    try:
+                        found = side.pairs_per_second(what, dropout)
+                    except RuntimeError as error:
+                        if name == OURS:
+                            raise
+                        print(error, file=sys.stderr)
+                        sides.pop(name)
+                        for measured in rates.values():
+                            measured.pop(name)
+                        break
+                    rates[dropout][name].append(found)
+                    if not torch.cuda.is_available():
+                        # A product of a new shape costs a CPU more than the next of that shape; in
+                        # one process all rounds but the first would have the shapes of the first.
+                        side.end()
         (arguments.work / f"peers-{what}.json").write_text(json.dumps(rates, indent=2) + "\n")
         print(tables(what, rates), flush=True)
 
