@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankdistillm import cpu_layers, cuda_layers
+from rankdistillm.cpu_layers import CpuLayer
 from rankdistillm.cuda_layers import CudaLayer, States
-from rankdistillm.fused_layers import FusedLayer, is_available
 from rankdistillm.packed_attention import attend
 from rankdistillm.segments import Segments
 
@@ -51,10 +52,10 @@ def fused_layers(network: nn.Module, device: torch.device, dtype: torch.dtype) -
         for module in network.modules()
         if getattr(module.forward, "__func__", None) in (_layer, _last_layer)
     ]
-    if device.type == "cuda" and dtype.itemsize == 2:
+    if dtype.itemsize == 2 and cuda_layers.is_available(device):
         return {layer: CudaLayer(layer, dtype) for layer in ours}
-    if device.type == "cpu" and dtype == torch.bfloat16 and is_available():
-        return {layer: FusedLayer(layer) for layer in ours}
+    if device.type == "cpu" and dtype == torch.bfloat16 and cpu_layers.is_available():
+        return {layer: CpuLayer(layer) for layer in ours}
     return {}
 
 
@@ -68,7 +69,7 @@ def _layer(
 ) -> Tensor | States:
     if fused:
         return fused[layer](hidden, segments)
-    if segments.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+    if torch.is_autocast_enabled("cuda") and cuda_layers.is_available(segments.device):
         return CudaLayer(layer, torch.get_autocast_dtype("cuda"))(hidden, segments)
     hidden = _whole(hidden)
     inner = layer.attention.self

@@ -1,22 +1,21 @@
 """The layers of BERT-like encoders in half precision on a GPU.
 
 Between two matrix products a GPU does little but wait for its memory. So the three projections are
-one product; its bias and GELU after the second, bias, dropout, the residual sum and layer
-normalisation after the others are one pass over memory each way (`rankdistillm.triton_kernels`).
-Precision is that of autocast: products in half, the residual stream, its normalisation and its
-gradients in float32; only the normalised states that the backward pass needs are kept in half.
+one product, and what follows the others is one pass over memory each way: bias and GELU; bias,
+dropout, residual sum and layer normalisation (`rankdistillm.triton_kernels`). Precision is that of
+autocast: products in half, the residual stream, its normalisation and its gradients in float32;
+only the normalised states that the backward pass needs are kept in half.
 """
 
 import logging
 from functools import cache
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear
-from transformers.activations import GELUActivation
 
+from rankdistillm.cpu_layers import is_gelu
 from rankdistillm.dropout import random_bits, threshold_of
 from rankdistillm.packed_attention import attend
 from rankdistillm.segments import Segments
@@ -89,8 +88,7 @@ class _Gelu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        kernels: Any = _kernels(gradients[0].device)
-        return kernels.gelu_backward(*gradients, *ctx.saved_tensors)
+        return _kernels(gradients[0].device).gelu_backward(*gradients, *ctx.saved_tensors)
 
 
 def _sum_and_norm(added: Tensor, residual: Tensor, output: Any) -> States:
@@ -118,13 +116,17 @@ class _SumAndNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        kernels: Any = _kernels(gradients[0].device)
-        found = kernels.norm_backward(*gradients, *ctx.saved_tensors, ctx.threshold, ctx.scale)
+        found = _kernels(gradients[0].device).norm_backward(
+            *gradients, *ctx.saved_tensors, ctx.threshold, ctx.scale
+        )
         return (*found, None, None, None, None)
 
 
 class StepByStep:
-    """What `rankdistillm.triton_kernels` computes, by torch's own operations."""
+    """What `rankdistillm.triton_kernels` computes, by torch's own operations.
+
+    For devices that are no GPU, and to compare with.
+    """
 
     @staticmethod
     def gelu_forward(inputs: Tensor, bias: Tensor) -> Tensor:
@@ -190,23 +192,24 @@ def _dropped(values: Tensor, bits: Tensor | None, threshold: int, scale: float) 
     return values if bits is None else torch.where(bits >= threshold, values * scale, 0)
 
 
-def is_gelu(activation: Any) -> bool:
-    """Whether it is the exact GELU, not one of its approximations."""
-    return isinstance(activation, GELUActivation) and activation.act is gelu
-
-
 @cache
-def _kernels(device: torch.device) -> type[StepByStep] | ModuleType:
-    """What computes there: Triton's kernels, where they can be compiled."""
+def is_available(device: torch.device) -> bool:
+    """Whether it is a GPU that Triton compiles for."""
     if device.type != "cuda":
-        return StepByStep
+        return False
     try:
-        from rankdistillm import triton_kernels
-
+        kernels = _kernels(device)
         ones = torch.ones(1, 1, 16, device=device)
-        row = ones[0, 0]
-        triton_kernels.norm_forward(ones, ones, row, row, row, None, 0, 1.0, 1e-5, is_kept=True)
+        kernels.gelu_forward(ones, ones[0, 0])
     except Exception as error:  # no Triton, no C compiler, a GPU that it does not know
         log.warning("Triton does not work here, which costs a fifth of the speed: %s", error)
+        return False
+    return True
+
+
+def _kernels(device: torch.device) -> Any:
+    if device.type != "cuda":
         return StepByStep
+    from rankdistillm import triton_kernels
+
     return triton_kernels

@@ -38,7 +38,7 @@ class TokenBudget:
         On CPUs memory is not what bounds: the usual budget is 16,384.
         """
         if tokens is None and model.device.type == "cuda":
-            # Bytes that a layer keeps for a token and hidden unit until the backward pass: 36 to
+            # Bytes that a layer keeps for a token and hidden unit until the backward pass: 32 to
             # 40 were counted with half precision and flash attention, up to 105 with float32 or
             # padding. A third of the device is left for weights, optimiser and workspace.
             kept = 64 if model.autocast_dtype.itemsize == 2 and not model.padded else 128

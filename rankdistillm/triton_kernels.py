@@ -204,7 +204,8 @@ def norm_forward(
         eps,
         IS_DROPPED=bits is not None,
         IS_KEPT=is_kept,
-        WIDTH=triton.next_power_of_2(num_columns),
+        WIDTH=(width := triton.next_power_of_2(num_columns)),
+        num_warps=_num_warps(width),
     )
     return whole, half, normed, rstd
 
@@ -240,9 +241,15 @@ def norm_backward(
         threshold,
         scale,
         IS_DROPPED=bits is not None,
-        WIDTH=triton.next_power_of_2(num_columns),
+        WIDTH=(width := triton.next_power_of_2(num_columns)),
+        num_warps=_num_warps(width),
     )
     return (of_added, of_residual, *sums.sum(0).unbind())
+
+
+def _num_warps(width: int) -> int:
+    """So many that a thread has at most eight columns, where there are no more than 8,192."""
+    return min(max(4, width // 256), 32)
 
 
 def gelu_forward(inputs: Tensor, bias: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def is_available() -> bool:
     return cpu_has_bf16()
 
 
-class FusedLayer:
+class CpuLayer:
     """A layer in evaluation mode, with a copy in bf16 of the weights that it has now."""
 
     def __init__(self, layer: Any) -> None:
@@ -45,8 +45,7 @@ class FusedLayer:
         self._attention_norm = layer.attention.output.LayerNorm
         self._intermediate = _narrowed(layer.intermediate.dense)
         activation = layer.intermediate.intermediate_act_fn
-        is_gelu = isinstance(activation, GELUActivation) and activation.act is gelu
-        self._activation = None if is_gelu else activation
+        self._activation = None if is_gelu(activation) else activation
         self._output = _narrowed(layer.output.dense)
         self._output_norm = layer.output.LayerNorm
 
@@ -84,6 +83,11 @@ class FusedLayer:
             weights = attention_weights(query, shifted, part, self._scaling)
             gathered.copy_((weights @ value).view(gathered.shape))
         return context.index_select(1, segments.aligned_real)
+
+
+def is_gelu(activation: Any) -> bool:
+    """Whether it is the exact GELU, not one of its approximations."""
+    return isinstance(activation, GELUActivation) and activation.act is gelu
 
 
 def _narrowed(linear: nn.Linear) -> tuple[Tensor, Tensor]:

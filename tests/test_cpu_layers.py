@@ -5,9 +5,9 @@ from conftest import SIZES
 from test_model import PAIRS, load, pack
 from transformers import AutoModel, AutoTokenizer, BertConfig
 
-from rankdistillm import fused_layers as module
+from rankdistillm import cpu_layers as module
 from rankdistillm.bert_layers import LAYERS
-from rankdistillm.fused_layers import FusedLayer
+from rankdistillm.cpu_layers import CpuLayer
 from rankdistillm.networks import MonoNetwork
 from rankdistillm.rerank import Reranker
 from rankdistillm.segments import Segments
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.skipif(
 def calls(monkeypatch):
     """The layers that computed fused, in turn."""
     called = []
-    compute = FusedLayer.__call__
+    compute = CpuLayer.__call__
 
     def spy(layer, hidden, segments):
         called.append(layer)
         return compute(layer, hidden, segments)
 
-    monkeypatch.setattr(FusedLayer, "__call__", spy)
+    monkeypatch.setattr(CpuLayer, "__call__", spy)
     return called
 
 
@@ -66,7 +66,7 @@ def test_a_fused_layer_is_the_layer(tiny_bert):
     hidden = torch.randn(1, 30, SIZES["hidden_size"])
     segments = Segments(np.array([14, 9, 7]), torch.device("cpu"))
     exact = layer(hidden, segments=segments)
-    found = FusedLayer(layer)(hidden, segments)
+    found = CpuLayer(layer)(hidden, segments)
     assert found.dtype == torch.bfloat16
     assert (found - exact).norm() < 0.01 * exact.norm()
 
