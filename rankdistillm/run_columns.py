@@ -1,7 +1,7 @@
 """Large runs in Parquet, read column by column: a hundred million rows in minutes and memory."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,7 @@ def read_columns(path: Path) -> Columns | None:
         columns = {name: table[schema.names[i]].combine_chunks() for name, i in names.items()}
         if table.num_rows == 0 or any(column.null_count for column in columns.values()):
             return None
-        if any(pyarrow.types.is_floating(columns[name].type) for name in ("query_id", "doc_id")):
+        if not all(_is_id(columns[name].type) for name in ("query_id", "doc_id")):
             return None
         encoded = {
             name: columns[name].cast(pyarrow.large_string()).dictionary_encode()
@@ -73,6 +73,16 @@ def read_columns(path: Path) -> Columns | None:
     return Columns(
         [query_ids[code] for code in queries[starts[:-1]]], starts, docs, distinct, scores
     )
+
+
+def _is_id(kind: Any) -> bool:
+    """Whether values of this type of pyarrow's are ids, as `rankdistillm.files.text_of` has it."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    checks = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    return any(check(kind) for check in (*checks, types.is_integer))
 
 
 def _sound(

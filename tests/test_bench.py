@@ -56,18 +56,8 @@ def test_the_device_rate_is_measured(capsys, monkeypatch):
     (name,) = PACKAGED
     if locate(name) == name:
         pytest.skip("needs the tokeniser of the extra demo")
-    arguments = [
-        "--model",
-        "tiny",
-        "--steps",
-        "1",
-        "--lists",
-        "2",
-        "--list-size",
-        "3",
-        "--profile",
-        "2",
-    ]
+    arguments = ["--model", "tiny", "--steps", "1", "--lists", "2", "--list-size", "3"]
+    arguments += ["--profile", "2"]
     monkeypatch.setattr(sys, "argv", ["device_rate", *arguments])
     device_rate.main()
     out = capsys.readouterr().out

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+from datetime import date
+from decimal import Decimal
 
 import numpy as np
 import pyarrow
@@ -421,6 +423,9 @@ def test_columns_give_the_run_that_rows_give(names, shuffled, tmp_path, monkeypa
         ({"rank": [1.0, float("inf")]}, "line 2: the rank inf is not a whole number"),
         ({"doc_id": ["a", None]}, "line 2: the doc_id has no value"),
         ({"doc_id": [1.0, 2.0]}, "line 1: the doc_id 1.0 is not a text; write it as one"),
+        ({"query_id": [True, True]}, "line 1: the query_id True is not a text; write it as one"),
+        ({"doc_id": [date(2020, 1, 1), date(2021, 1, 1)]}, "line 1: the doc_id .* is not a text"),
+        ({"doc_id": [Decimal("1.0"), Decimal("2.0")]}, "line 1: the doc_id .* is not a text"),
         ({"doc_id": [b"a", b"\xff"]}, r"line 2: the doc_id b'\\xff' is not UTF-8; convert it"),
         ({"text": [["a", "b"], ["c"]]}, r"line 1: the text \['a', 'b'\] is not a text"),
     ],
@@ -431,6 +436,13 @@ def test_what_columns_cannot_tell_is_said_row_by_row(changes, said, tmp_path):
     assert read_columns(path) is None
     with pytest.raises(InputError, match=said):
         Run.read(path)
+
+
+def test_ids_in_a_dictionary_are_read_column_by_column(tmp_path):
+    ids = pyarrow.array(["b", "a"]).dictionary_encode()
+    path = parquet(tmp_path / "a.parquet", query_id=["q", "q"], doc_id=ids, rank=[1, 2])
+    assert read_columns(path) is not None
+    assert Run.read(path)["q"].doc_ids == ("b", "a")
 
 
 def test_ids_in_bytes(tmp_path, monkeypatch):
