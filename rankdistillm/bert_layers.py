@@ -69,8 +69,9 @@ def _layer(
 ) -> Tensor | States:
     if fused:
         return fused[layer](hidden, segments)
-    if torch.is_autocast_enabled("cuda") and cuda_layers.is_available(segments.device):
-        return CudaLayer(layer, torch.get_autocast_dtype("cuda"))(hidden, segments)
+    dtype = cuda_layers.autocast_dtype(segments.device)
+    if dtype is not None:
+        return CudaLayer(layer, dtype)(hidden, segments)
     hidden = _whole(hidden)
     inner = layer.attention.self
     narrow = _narrowed(hidden)

@@ -2,18 +2,20 @@
 
 Between two matrix products a GPU does little but wait for its memory. So the three projections are
 one product, and what follows the others is one pass over memory each way: bias and GELU; bias,
-dropout, residual sum and layer normalisation (`rankdistillm.triton_kernels`). Precision is that of
+dropout, residual sum and layer normalisation (`rankdistillm.kernels`). Precision is that of
 autocast: products in half, the residual stream, its normalisation and its gradients in float32;
 only the normalised states that the backward pass needs are kept in half.
 """
 
 import logging
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, linear
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
 from rankdistillm.cpu_layers import is_gelu
 from rankdistillm.dropout import random_bits, threshold_of
@@ -31,9 +33,10 @@ class States(NamedTuple):
 
 
 class CudaLayer:
-    """A layer, with a copy in half precision of the weights that it has now.
+    """A layer, with a copy in half precision of the matrices that it has now.
 
-    Gradients reach the layer's own weights, unless it was made without.
+    Gradients reach the layer's own, unless it was made without. Biases and normalisation weights,
+    which are taken as they are, are in float32.
     """
 
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
@@ -55,7 +58,9 @@ class CudaLayer:
         if isinstance(hidden, Tensor):
             whole = hidden.to(layer.output.LayerNorm.weight.dtype)
             hidden = States(whole, hidden.to(self._dtype))
-        with torch.autocast(hidden.half.device.type, enabled=False):
+        device = hidden.half.device
+        # Triton computes on the device that is torch's current one.
+        with torch.cuda.device_of(hidden.half), torch.autocast(device.type, enabled=False):
             heads = (3, inner.num_attention_heads, inner.attention_head_size)
             projected = linear(hidden.half, *self._projections).squeeze(0).unflatten(-1, heads)
             dropout = inner.dropout.p if layer.training else 0.0
@@ -75,7 +80,7 @@ def _activated(widened: Tensor, intermediate: Any) -> Tensor:
         return activation(widened + bias.to(widened.dtype))
     if torch.is_grad_enabled():
         return _Gelu.apply(widened, bias)
-    return _kernels(widened.device).gelu_forward(widened, bias)
+    return _kernels().gelu.forward(widened, bias)
 
 
 class _Gelu(torch.autograd.Function):
@@ -84,11 +89,12 @@ class _Gelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(inputs, bias)
-        return _kernels(inputs.device).gelu_forward(inputs, bias)
+        return _kernels().gelu.forward(inputs, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        return _kernels(gradients[0].device).gelu_backward(*gradients, *ctx.saved_tensors)
+        return _kernels().gelu.backward(*gradients, *ctx.saved_tensors)
 
 
 def _sum_and_norm(added: Tensor, residual: Tensor, output: Any) -> States:
@@ -100,7 +106,7 @@ def _sum_and_norm(added: Tensor, residual: Tensor, output: Any) -> States:
     inputs += (bits, threshold_of(rate), 1 / (1 - rate), norm.eps)
     if torch.is_grad_enabled():
         return States(*_SumAndNorm.apply(*inputs))
-    whole, half, *_ = _kernels(added.device).norm_forward(*inputs, is_kept=False)
+    whole, half, *_ = _kernels().norm.forward(*inputs, is_kept=False)
     return States(whole, half)
 
 
@@ -109,87 +115,23 @@ class _SumAndNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        added, _, _, weight, _, bits, ctx.threshold, ctx.scale, _ = inputs
-        whole, half, normed, rstd = _kernels(added.device).norm_forward(*inputs, is_kept=True)
+        _, _, _, weight, _, bits, ctx.threshold, ctx.scale, _ = inputs
+        whole, half, normed, rstd = _kernels().norm.forward(*inputs, is_kept=True)
         ctx.save_for_backward(normed, rstd, weight, bits)
         return whole, half
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        found = _kernels(gradients[0].device).norm_backward(
-            *gradients, *ctx.saved_tensors, ctx.threshold, ctx.scale
-        )
+        found = _kernels().norm.backward(*gradients, *ctx.saved_tensors, ctx.threshold, ctx.scale)
         return (*found, None, None, None, None)
 
 
-class StepByStep:
-    """What `rankdistillm.triton_kernels` computes, by torch's own operations.
-
-    For devices that are no GPU, and to compare with.
-    """
-
-    @staticmethod
-    def gelu_forward(inputs: Tensor, bias: Tensor) -> Tensor:
-        """GELU(inputs + bias), ``[1, tokens, feed-forward]``; the bias is in float32."""
-        return gelu(inputs + bias).to(inputs.dtype)
-
-    @staticmethod
-    def gelu_backward(of_outputs: Tensor, inputs: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of both inputs of `gelu_forward`, given that of what it returns."""
-        of_sum = torch.ops.aten.gelu_backward(of_outputs.to(bias.dtype), inputs + bias)
-        return of_sum.to(inputs.dtype), of_sum.sum((0, 1))
-
-    @staticmethod
-    def norm_forward(
-        added: Tensor,
-        residual: Tensor,
-        added_bias: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        bits: Tensor | None,
-        threshold: int,
-        scale: float,
-        eps: float,
-        *,
-        is_kept: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """LayerNorm(residual + dropout(added + added_bias)), ``[1, tokens, hidden]``.
-
-        An element is dropped where its ``bits`` (None: nowhere) are below ``threshold``, and
-        multiplied by ``scale`` elsewhere. Returned are the states in the types of ``residual`` and
-        of ``added``; then what `norm_backward` needs, empty unless ``is_kept``: the normalised
-        sum, and the reciprocal of its standard deviation.
-        """
-        total = residual + _dropped(added.to(residual.dtype) + added_bias, bits, threshold, scale)
-        whole, mean, rstd = torch.native_layer_norm(total, weight.shape, weight, bias, eps)
-        half = whole.to(added.dtype)
-        if not is_kept:
-            return whole, half, half[:, :0], rstd[:, :0]
-        return whole, half, ((total - mean) * rstd).to(added.dtype), rstd
-
-    @staticmethod
-    def norm_backward(
-        of_whole: Tensor,
-        of_half: Tensor,
-        normed: Tensor,
-        rstd: Tensor,
-        weight: Tensor,
-        bits: Tensor | None,
-        threshold: int,
-        scale: float,
-    ) -> tuple[Tensor, ...]:
-        """Gradients of the first five inputs of `norm_forward`, given those of both states."""
-        gradient, normed = of_whole + of_half, normed.to(of_whole.dtype)
-        inner = gradient * weight
-        shift = inner.mean(-1, keepdim=True) + normed * (inner * normed).mean(-1, keepdim=True)
-        of_residual = (inner - shift) * rstd
-        of_added = _dropped(of_residual, bits, threshold, scale)
-        sums = (tensor.sum((0, 1)) for tensor in (of_added, gradient * normed, gradient))
-        return of_added.to(of_half.dtype), of_residual, *sums
-
-
-def _dropped(values: Tensor, bits: Tensor | None, threshold: int, scale: float) -> Tensor:
-    return values if bits is None else torch.where(bits >= threshold, values * scale, 0)
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What a `CudaLayer` would compute in there now; None where there is none to be used."""
+    if not torch.is_autocast_enabled("cuda") or not is_available(device):
+        return None
+    return torch.get_autocast_dtype("cuda")
 
 
 @cache
@@ -198,18 +140,22 @@ def is_available(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     try:
-        kernels = _kernels(device)
+        kernels = _kernels()
         ones = torch.ones(1, 1, 16, device=device)
-        kernels.gelu_forward(ones, ones[0, 0])
+        with torch.cuda.device(device):
+            kernels.gelu.forward(ones, ones[0, 0])
     except Exception as error:  # no Triton, no C compiler, a GPU that it does not know
-        log.warning("Triton does not work here, which costs a fifth of the speed: %s", error)
+        log.warning(
+            "Triton does not work here (%s), which costs up to a fifth of the speed: install it, "
+            "and a C compiler",
+            error,
+        )
         return False
     return True
 
 
-def _kernels(device: torch.device) -> Any:
-    if device.type != "cuda":
-        return StepByStep
-    from rankdistillm import triton_kernels
+@cache
+def _kernels() -> Any:
+    from rankdistillm.kernels import gelu, norm
 
-    return triton_kernels
+    return SimpleNamespace(gelu=gelu, norm=norm)

@@ -1,4 +1,4 @@
-"""Dropout that a CPU draws quickly: torch's own takes a quarter of a training step there.
+"""Dropout that is drawn quickly: torch's own takes a quarter of a training step on a CPU.
 
 Four elements share one 64-bit number of torch's global generator, where torch draws one for each;
 both draw on one thread. A rate is kept to within 2⁻¹⁷.

@@ -167,7 +167,8 @@ class Reranker:
             scores[chosen] = read()
 
         was_training = model.training
-        if was_training:  # to say so to each module takes as long as a pair
+        # To tell each module takes as long as a pair, to ask them does not.
+        if any(module.training for module in model.modules()):
             model.eval()
         try:
             bar = progress_bar(shown=progress, total=len(pairs), desc="re-rank", unit="pair")

@@ -1,5 +1,7 @@
 """What the benchmarks compute and print; their measurements are made by hand."""
 
+import argparse
+import json
 import sys
 
 import pytest
@@ -30,6 +32,43 @@ def test_the_tables_compare_round_by_round():
     assert "| peer | 2.0 | 1.0-4.0 | **1.50x** (1.00-2.00) |" in second
     assert "| rankdistillm | 12.0 | 8.0-30.0 |  |" in own
     assert "| peer | 2.0 | 1.0-4.0 | **8.00x** (3.00-15.00) |" in own
+
+
+SIDE = """
+import sys
+sys.path.insert(0, {bench!r})
+from lists import answer
+print("a line of a library's own")
+batches = [[("q", "query", [("d", "text")] * 3)]] * 3
+steps = []
+def step_of(what, dropout):
+    if what == "rerank":
+        sys.exit("it cannot re-rank")
+    return steps.append
+answer(batches, step_of)
+"""
+
+
+def test_sides_are_asked_in_turn_and_a_peer_that_fails_is_left_out(tmp_path, capsys):
+    script = tmp_path / "side.py"
+    script.write_text(SIDE.format(bench=str(peers.HERE)))
+    able = tmp_path / "able.py"
+    able.write_text(SIDE.format(bench=str(peers.HERE)).replace('what == "rerank"', "False"))
+    sides = {
+        peers.OURS: peers.Side(sys.executable, able, {}),
+        "peer": peers.Side(sys.executable, script, {}),
+    }
+    arguments = argparse.Namespace(
+        what=["train", "rerank"], dropout=[0.0, 0.1], rounds=2, work=tmp_path
+    )
+    peers.compare(sides, arguments)
+    out, err = capsys.readouterr()
+    assert "it cannot re-rank" in err
+    assert "left out" in err
+    rates = json.loads((tmp_path / "peers-train.json").read_text())
+    assert [len(rates["0.1"][name]) for name in (peers.OURS, "peer")] == [2, 2]
+    assert out.count("| peer | ") == 3  # the two tables of dropout, and ours beside the peer's
+    assert list(json.loads((tmp_path / "peers-rerank.json").read_text())["0.0"]) == [peers.OURS]
 
 
 def test_generated_passages_have_the_lengths_of_ms_marco():

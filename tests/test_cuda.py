@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import SIZES
 from test_data import make
 from test_gradients import distance, gradients, load
 from test_model import PAIRS, pack
@@ -11,6 +12,7 @@ from torch.amp import GradScaler
 
 from rankdistillm import gradients as gradients_module
 from rankdistillm import model as model_module
+from rankdistillm.cuda_layers import CudaLayer
 from rankdistillm.gradients import TokenBudget, step_gradients
 from rankdistillm.losses import ranknet_loss
 from rankdistillm.optim import make_optimizer, make_scaler
@@ -45,6 +47,26 @@ def test_scores_and_gradients_are_those_of_a_cpu(
         _, gradient, _ = gradients(found.train(), ranknet_loss, batch, 10**6)
         _, exact, _ = gradients(expected.train(), ranknet_loss, batch, 10**6)
         assert distance({n: g.cpu() for n, g in gradient.items()}, exact) < 4 * tolerance
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_in_half_precision_layers_compute_by_the_kernels(precision, batch, tiny_bert, monkeypatch):
+    model = load(tiny_bert, device=DEVICE, precision=precision)
+    called = []
+    compute = CudaLayer.__call__
+
+    def spy(layer, hidden, segments):
+        called.append(segments)
+        return compute(layer, hidden, segments)
+
+    monkeypatch.setattr(CudaLayer, "__call__", spy)
+    for work in (
+        lambda: gradients(model, ranknet_loss, batch, 10**6),
+        lambda: Reranker(model).score("tides", ["The tide.", "Bread."]),
+    ):
+        called.clear()
+        work()
+        assert len(called) == (0 if precision == "fp32" else SIZES["num_hidden_layers"] - 1)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -94,6 +94,14 @@ def test_training_mode_is_left_as_it_was(reranker):
     assert reranker.model.training
 
 
+def test_nothing_is_dropped_though_a_part_of_the_model_be_in_training(tiny_bert):
+    model = CrossEncoder.from_pretrained(tiny_bert, dropout=0.5)
+    assert not model.training
+    expected = Reranker(model).score("bread", ["The dough.", "The tide."])
+    model.network.backbone.train()
+    assert (Reranker(model).score("bread", ["The dough.", "The tide."]) == expected).all()
+
+
 @pytest.fixture
 def files(tmp_path):
     (tmp_path / "docs.tsv").write_text("".join(f"{i}\t{t}\n" for i, t in DOCS.items()))

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import IO, Any
 
 import torch
 from tqdm import tqdm
@@ -45,11 +45,11 @@ class Side:
 
     def __init__(self, python: str, script: Path, settings: Mapping[str, Any]) -> None:
         self._command = [python, str(script), json.dumps(settings)]
-        self._process: subprocess.Popen[str] | None = None
+        self._running: tuple[subprocess.Popen[str], IO[str]] | None = None
 
     def pairs_per_second(self, what: str, dropout: float) -> float:
         """Measure it once. Raises `RuntimeError` with what the process said where it fails."""
-        process = self.start()
+        process, errors = self.start()
         assert process.stdin
         assert process.stdout
         with suppress(BrokenPipeError):
@@ -58,13 +58,18 @@ class Side:
         for line in process.stdout:
             if line.startswith("{"):  # not what a library prints
                 return json.loads(line)["pairs_per_second"]
-        self._errors.seek(0)
-        raise RuntimeError(f"{self._command[1]} failed:\n{self._errors.read()[-2000:]}")
+        errors.seek(0)
+        said = errors.read()[-2000:]
+        self.end()
+        raise RuntimeError(f"{self._command[1]} failed:\n{said}")
 
-    def start(self) -> subprocess.Popen[str]:
-        """Start the process, if it does not run; it loads the model before it is asked."""
-        if self._process:
-            return self._process
+    def start(self) -> tuple[subprocess.Popen[str], IO[str]]:
+        """Start the process, if it does not run; it loads the model before it is asked.
+
+        Returns it and the file of its errors.
+        """
+        if self._running:
+            return self._running
         environment = os.environ | {
             "HF_HUB_OFFLINE": "1",
             "PYTHONWARNINGS": "ignore",
@@ -72,24 +77,27 @@ class Side:
         }
         if self._command[0] != sys.executable:
             environment.pop("PYTHONPATH", None)
-        # Open as long as the process.
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._process = subprocess.Popen(
+        errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        process = subprocess.Popen(
             self._command,
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._errors,
+            stderr=errors,
             text=True,
         )
-        return self._process
+        self._running = process, errors
+        return self._running
 
     def end(self) -> None:
         """Stop the process; the next question starts another one."""
-        if self._process:
-            self._process.kill()
-            self._process.communicate()
-        self._process = None
+        if self._running:
+            process, errors = self._running
+            process.kill()
+            with suppress(BrokenPipeError):
+                process.communicate()
+            errors.close()
+        self._running = None
 
 
 def write_model(name: str, folder: Path, tokenizer_path: str) -> Path:
@@ -221,7 +229,7 @@ def compare(sides: dict[str, Side], arguments: argparse.Namespace) -> None:
                     except RuntimeError as error:
                         if name == OURS:
                             raise
-                        print(error, file=sys.stderr)
+                        print(f"{name} is left out: {error}", file=sys.stderr)
                         sides.pop(name)
                         for measured in rates.values():
                             measured.pop(name)
