@@ -137,7 +137,7 @@ def read_later(values: Tensor) -> Callable[[], list[float]]:
     host = torch.empty_like(values, device="cpu", pin_memory=True)
     host.copy_(values, non_blocking=True)
     copied = torch.cuda.Event()
-    copied.record()
+    copied.record(torch.cuda.current_stream(values.device))
 
     def read() -> list[float]:
         copied.synchronize()

@@ -30,7 +30,8 @@ def use_packed_attention(backbone: Any) -> bool:
     if backbone.config.model_type not in MODEL_TYPES:
         return False
     backbone.set_attn_implementation(NAME)
-    return True
+    # The ModernBERT of transformers 5.0 to 5.6 keeps another one, without a word.
+    return backbone.config._attn_implementation == NAME
 
 
 def first_position(config: Any) -> int:

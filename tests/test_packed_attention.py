@@ -1,10 +1,12 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from rankdistillm import packed_attention as module
 from rankdistillm import segments as segments_module
-from rankdistillm.packed_attention import attend
+from rankdistillm.packed_attention import attend, use_packed_attention
 from rankdistillm.segments import Segments
 
 CPU = torch.device("cpu")
@@ -191,3 +193,13 @@ def test_padding_and_unpadding_are_inverse():
     assert torch.equal(SEGMENTS.unpad(rectangle), row)
     assert SEGMENTS.mask.sum(1).tolist() == LENGTHS.tolist()
     assert SEGMENTS.positions.tolist() == [*range(9), *range(9), *range(4), 0]
+
+
+def test_an_encoder_that_keeps_another_attention_is_none_to_pack():
+    class Encoder:  # as ModernBERT's in transformers 5.0 to 5.6
+        config = SimpleNamespace(model_type="modernbert", _attn_implementation="eager")
+
+        def set_attn_implementation(self, name):
+            pass
+
+    assert not use_packed_attention(Encoder())

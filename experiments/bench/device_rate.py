@@ -87,7 +87,8 @@ def _synchronise(device: torch.device) -> None:
 def print_profile(device: torch.device, what: str, work: Callable[[], Any], rows: int) -> None:
     """What takes longest on the device: its share of the time, how often, and how long each."""
     is_gpu = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if is_gpu else ProfilerActivity.CPU]) as found:
+    activity = ProfilerActivity.CUDA if is_gpu else ProfilerActivity.CPU
+    with profile(activities=[activity], acc_events=True) as found:
         work()
         _synchronise(device)
     times = {
