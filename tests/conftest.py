@@ -190,3 +190,21 @@ def process() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def calls_of(monkeypatch):
+    """``calls_of(kind)``: a list that the objects of that class which are called go into."""
+
+    def watch(kind):
+        called = []
+        compute = kind.__call__
+
+        def spy(called_one, *inputs):
+            called.append(called_one)
+            return compute(called_one, *inputs)
+
+        monkeypatch.setattr(kind, "__call__", spy)
+        return called
+
+    return watch

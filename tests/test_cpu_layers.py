@@ -20,17 +20,9 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def calls(monkeypatch):
+def calls(calls_of):
     """The layers that computed fused, in turn."""
-    called = []
-    compute = CpuLayer.__call__
-
-    def spy(layer, hidden, segments):
-        called.append(layer)
-        return compute(layer, hidden, segments)
-
-    monkeypatch.setattr(CpuLayer, "__call__", spy)
-    return called
+    return calls_of(CpuLayer)
 
 
 def scores(reranker):

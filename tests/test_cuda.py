@@ -50,16 +50,9 @@ def test_scores_and_gradients_are_those_of_a_cpu(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_in_half_precision_layers_compute_by_the_kernels(precision, batch, tiny_bert, monkeypatch):
+def test_in_half_precision_layers_are_those_for_gpus(precision, batch, tiny_bert, calls_of):
     model = load(tiny_bert, device=DEVICE, precision=precision)
-    called = []
-    compute = CudaLayer.__call__
-
-    def spy(layer, hidden, segments):
-        called.append(segments)
-        return compute(layer, hidden, segments)
-
-    monkeypatch.setattr(CudaLayer, "__call__", spy)
+    called = calls_of(CudaLayer)
     for work in (
         lambda: gradients(model, ranknet_loss, batch, 10**6),
         lambda: Reranker(model).score("tides", ["The tide.", "Bread."]),

@@ -210,19 +210,11 @@ def test_the_dropout_of_attention_is_drawn_where_its_kernel_has_it(layers):
 
 
 @pytest.fixture
-def as_on_a_gpu(monkeypatch):
+def as_on_a_gpu(monkeypatch, calls_of):
     """The layers that computed as on a GPU, in turn; in float32."""
-    called = []
-    compute = CudaLayer.__call__
-
-    def spy(layer, hidden, segments):
-        called.append(layer)
-        return compute(layer, hidden, segments)
-
-    monkeypatch.setattr(CudaLayer, "__call__", spy)
     monkeypatch.setattr(module, "is_available", lambda _: True)
     monkeypatch.setattr(module, "autocast_dtype", lambda _: torch.float32)
-    return called
+    return calls_of(CudaLayer)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "electra", "roberta"])
