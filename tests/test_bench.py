@@ -37,15 +37,15 @@ def test_the_tables_compare_round_by_round():
 SIDE = """
 import sys
 sys.path.insert(0, {bench!r})
-from lists import answer
+from lists import answer, one_by_one
 print("a line of a library's own")
 batches = [[("q", "query", [("d", "text")] * 3)]] * 3
 steps = []
-def step_of(what, dropout):
+def work_of(what, dropout):
     if what == "rerank":
         sys.exit("it cannot re-rank")
-    return steps.append
-answer(batches, step_of)
+    return one_by_one(steps.append)
+answer(batches, work_of)
 """
 
 

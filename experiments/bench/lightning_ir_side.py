@@ -5,7 +5,7 @@ from lightning_ir import CrossEncoderModule
 from lightning_ir.data import RankBatch, TrainBatch
 from lightning_ir.loss import RankNet
 from lightning_ir.models import MonoConfig
-from lists import Batch, Step, answer, read_batches, read_settings, set_dropout
+from lists import Batch, Work, answer, one_by_one, read_batches, read_settings, set_dropout
 
 given = read_settings()
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,15 +43,15 @@ def rerank(batch: Batch) -> None:
         module(RankBatch(*parts(batch)))
 
 
-def step_of(what: str, dropout: float) -> Step:
+def work_of(what: str, dropout: float) -> Work:
     module.train(what == "train")
     module.model.train(what == "train")
     set_dropout(module, dropout)
-    return train if what == "train" else rerank
+    return one_by_one(train if what == "train" else rerank)
 
 
 answer(
     read_batches(given.data, given.steps, given.queries_per_step),
-    step_of,
+    work_of,
     torch.cuda if device == "cuda" else None,
 )

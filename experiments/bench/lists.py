@@ -11,7 +11,7 @@ from typing import Any
 LIST_SIZE = 32
 
 Batch = list[tuple[str, str, list[tuple[str, str]]]]
-Step = Callable[[Batch], Any]
+Work = Callable[[list[Batch]], Any]
 
 
 def read_batches(data: str, steps: int, queries_per_step: int) -> list[Batch]:
@@ -56,23 +56,26 @@ def set_dropout(model: Any, rate: float) -> None:
             module.dropout_prob = rate
 
 
-def answer(batches: list[Batch], step_of: Callable[[str, float], Step], cuda: Any = None) -> None:
+def one_by_one(step: Callable[[Batch], Any]) -> Work:
+    """``step`` for each batch."""
+    return lambda batches: [step(batch) for batch in batches]
+
+
+def answer(batches: list[Batch], work_of: Callable[[str, float], Work], cuda: Any = None) -> None:
     """Answer each line of the standard input by pairs per second, both JSON.
 
-    A line has ``what`` (train or rerank) and ``dropout``, for which ``step_of`` makes the model
+    A line has ``what`` (train or rerank) and ``dropout``, for which ``work_of`` makes the model
     ready. All batches but the first are timed. ``cuda``: torch's module, if there is a GPU, whose
     first step of each shape does not count.
     """
     for line in sys.stdin:
         asked = json.loads(line)
-        step = step_of(asked["what"], asked["dropout"])
-        for batch in batches if cuda else batches[:1]:
-            step(batch)
+        work = work_of(asked["what"], asked["dropout"])
+        work(batches if cuda else batches[:1])
         if cuda:
             cuda.synchronize()
         started = time.perf_counter()
-        for batch in batches[1:]:
-            step(batch)
+        work(batches[1:])
         if cuda:
             cuda.synchronize()
         seconds = time.perf_counter() - started

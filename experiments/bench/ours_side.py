@@ -3,10 +3,16 @@
 import numpy as np
 import torch
 from generated import training_data
-from lists import Batch, Step, answer, read_batches, read_settings, set_dropout
+from lists import Batch, Work, answer, one_by_one, read_batches, read_settings, set_dropout
 from torch.nn.utils import clip_grad_norm_
 
-from rankdistillm.devices import bound_compiled_products, device_of, keep_freed_memory
+from rankdistillm.data import Batch as TrainingBatch
+from rankdistillm.devices import (
+    bound_compiled_products,
+    device_of,
+    keep_freed_memory,
+    made_ahead,
+)
 from rankdistillm.gradients import TokenBudget, step_gradients
 from rankdistillm.losses import ranknet_loss
 from rankdistillm.model import CrossEncoder
@@ -41,31 +47,36 @@ def run_of(batch: Batch) -> Run:
     )
 
 
-def train(batch: Batch) -> None:
-    # The texts of a step are tokenised in its time: a training tokenises them once, for all its
-    # epochs.
-    queries, docs = texts_of(batch)
-    data = training_data(model, run_of(batch), queries, docs, queries_per_step=len(batch))
-    step_gradients(model, ranknet_loss, data.batch(0), budget=budget, scaler=scaler)
-    scaler.unscale_(optimizer)
-    clip_grad_norm_(model.parameters(), 1.0)
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+def train(batches: list[Batch]) -> None:
+    # All texts are tokenised in the time measured, where a training does so once for all epochs.
+    # As there, a batch is prepared in the background while the step before it is computed.
+    def prepare(i: int) -> TrainingBatch:
+        queries, docs = texts_of(batches[i])
+        per_step = len(batches[i])
+        data = training_data(model, run_of(batches[i]), queries, docs, queries_per_step=per_step)
+        return data.batch(0)
+
+    for batch in made_ahead(prepare, range(len(batches))):
+        step_gradients(model, ranknet_loss, batch, budget=budget, scaler=scaler)
+        scaler.unscale_(optimizer)
+        clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def rerank(batch: Batch) -> None:
     reranker.rerank(run_of(batch), *texts_of(batch), progress=False)
 
 
-def step_of(what: str, dropout: float) -> Step:
+def work_of(what: str, dropout: float) -> Work:
     model.train(what == "train")
     set_dropout(model, dropout)
-    return train if what == "train" else rerank
+    return train if what == "train" else one_by_one(rerank)
 
 
 answer(
     read_batches(given.data, given.steps, given.queries_per_step),
-    step_of,
+    work_of,
     torch.cuda if device.type == "cuda" else None,
 )

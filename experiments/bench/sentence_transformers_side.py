@@ -1,7 +1,7 @@
 """The side of sentence-transformers, in its own environment, as `lists.read_settings` says."""
 
 import torch
-from lists import Batch, Step, answer, read_batches, read_settings, set_dropout
+from lists import Batch, Work, answer, one_by_one, read_batches, read_settings, set_dropout
 from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder.losses import RankNetLoss
 
@@ -32,14 +32,14 @@ def rerank(batch: Batch) -> None:
         model.predict(pairs, batch_size=512 if on_gpu else 32, show_progress_bar=False)
 
 
-def step_of(what: str, dropout: float) -> Step:
+def work_of(what: str, dropout: float) -> Work:
     model.train(what == "train")
     set_dropout(model, dropout)
-    return train if what == "train" else rerank
+    return one_by_one(train if what == "train" else rerank)
 
 
 answer(
     read_batches(given.data, given.steps, given.queries_per_step),
-    step_of,
+    work_of,
     torch.cuda if on_gpu else None,
 )
