@@ -152,7 +152,7 @@ def test_an_interrupted_training_goes_on(precision, command, tiny_bert, tmp_path
         [line["loss"] for line in lines if "loss" in line] for lines in (cut, whole)
     )
     assert len(losses) == 6
-    assert losses == pytest.approx(undisturbed, rel=3e-2)
+    assert losses == pytest.approx(undisturbed, rel=1e-2)
     # Without the weights of the third step it would be far from there.
     assert abs(undisturbed[-1] - undisturbed[0]) > 0.1
     student = Reranker.from_pretrained(tmp_path / "cut/checkpoint", device=DEVICE)

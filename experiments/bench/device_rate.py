@@ -32,6 +32,7 @@ from rankdistillm.networks import MonoNetwork
 from rankdistillm.optim import make_optimizer, make_scaler
 from rankdistillm.pretrained import locate
 
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 # (model class, configuration class, layers, hidden, heads, feed-forward)
 SHAPES: dict[str, tuple[Any, Any, int, int, int, int]] = {
     "tiny": (ElectraModel, ElectraConfig, 2, 32, 2, 64),
@@ -133,7 +134,7 @@ def main() -> None:
     parser.add_argument("--list-size", type=int, default=32)
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.0])
     parser.add_argument("--profile", type=int, default=0, metavar="ROWS")
-    parser.add_argument("--tokenizer", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument("--tokenizer", default=MINILM)
     arguments = parser.parse_args()
     device = device_of("auto")
     keep_freed_memory(device)

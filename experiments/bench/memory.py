@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from experiments.bench.device_rate import SHAPES, student
+from experiments.bench.device_rate import MINILM, SHAPES, student
 from experiments.bench.generated import collection, training_data
 from rankdistillm.devices import bound_compiled_products, device_of, keep_freed_memory
 from rankdistillm.gradients import TokenBudget, step_gradients
@@ -37,7 +37,7 @@ def measure(list_size: int, arguments: argparse.Namespace) -> dict[str, float]:
     bound_compiled_products()
     torch.manual_seed(0)
     if arguments.model == "minilm":
-        model = CrossEncoder.from_pretrained(arguments.tokenizer, dropout=0.0, device=device)
+        model = CrossEncoder.from_pretrained(MINILM, dropout=0.0, device=device)
     else:
         tokenizer = AutoTokenizer.from_pretrained(locate(arguments.tokenizer))
         model = student(arguments.model, tokenizer, device)
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--token-budget", type=int, default=8192)
     parser.add_argument("--model", choices=SHAPES, default="minilm")
-    parser.add_argument("--tokenizer", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument("--tokenizer", default=MINILM, help="of the models with random weights")
     parser.add_argument("--list-size", type=int, help="measure this one, here, and print JSON")
     arguments = parser.parse_args()
     if arguments.list_size:

@@ -24,7 +24,6 @@ given = read_settings()
 device = device_of("auto")
 keep_freed_memory(device)
 torch.manual_seed(0)
-bound_compiled_products()
 model = CrossEncoder.from_pretrained(given.model, device=device, precision=given.precision)
 optimizer = make_optimizer(model, 1e-5, 0.01)
 scaler = make_scaler(device, is_fp16=False)
@@ -70,6 +69,8 @@ def rerank(batch: Batch) -> None:
 
 
 def work_of(what: str, dropout: float) -> Work:
+    if what == "train":
+        bound_compiled_products()
     model.train(what == "train")
     set_dropout(model, dropout)
     return train if what == "train" else one_by_one(rerank)

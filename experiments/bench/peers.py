@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from experiments.bench.device_rate import encoder
+from experiments.bench.device_rate import MINILM, encoder
 from experiments.bench.generated import collection
 from experiments.bench.lists import LIST_SIZE
 from rankdistillm.checkpoint import replacing_folder
@@ -37,7 +37,6 @@ from rankdistillm.pretrained import locate
 
 HERE = Path(__file__).parent
 OURS = "rankdistillm"
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 class Side:
@@ -211,6 +210,16 @@ def main() -> None:
         compare(sides, arguments)
 
 
+def ask(side: Side, what: str, dropout: float) -> float:
+    """Measure a side once, on a CPU in a process of its own."""
+    found = side.pairs_per_second(what, dropout)
+    if not torch.cuda.is_available():
+        # A product of a new shape costs a CPU more than the next of that shape; in one process all
+        # rounds but the first would have the shapes of the first.
+        side.end()
+    return found
+
+
 def compare(sides: dict[str, Side], arguments: argparse.Namespace) -> None:
     """Measure all sides in turns; print the tables and write the rates beside.
 
@@ -222,23 +231,16 @@ def compare(sides: dict[str, Side], arguments: argparse.Namespace) -> None:
             dropout: {name: [] for name in sides} for dropout in dropouts
         }
         for _ in tqdm(range(arguments.rounds), desc=what, disable=None):
-            for name, side in list(sides.items()):
-                for dropout in dropouts:
-                    try:
-                        found = side.pairs_per_second(what, dropout)
-                    except RuntimeError as error:
-                        if name == OURS:
-                            raise
-                        print(f"{name} is left out: {error}", file=sys.stderr)
-                        sides.pop(name)
-                        for measured in rates.values():
-                            measured.pop(name)
-                        break
-                    rates[dropout][name].append(found)
-                    if not torch.cuda.is_available():
-                        # A product of a new shape costs a CPU more than the next of that shape; in
-                        # one process all rounds but the first would have the shapes of the first.
-                        side.end()
+            for name in list(sides):
+                try:
+                    for dropout in dropouts:
+                        rates[dropout][name].append(ask(sides[name], what, dropout))
+                except RuntimeError as error:
+                    if name == OURS:
+                        raise
+                    print(f"{name} is left out: {error}", file=sys.stderr)
+                    del sides[name]
+        rates = {dropout: {name: found[name] for name in sides} for dropout, found in rates.items()}
         (arguments.work / f"peers-{what}.json").write_text(json.dumps(rates, indent=2) + "\n")
         print(tables(what, rates), flush=True)
 

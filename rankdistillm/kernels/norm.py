@@ -122,7 +122,7 @@ def forward(
     `backward` needs, empty unless ``is_kept``: the normalised sum, in the type of ``added``, and
     the reciprocal of its standard deviation ``[1, tokens, 1]``.
     """
-    num_rows, num_columns = added.numel() // added.shape[-1], added.shape[-1]
+    num_rows, num_columns = added.flatten(0, -2).shape
     residual = residual.contiguous()
     whole, half = torch.empty_like(residual), torch.empty_like(added)
     normed = torch.empty_like(added if is_kept else added[:, :0])
@@ -162,7 +162,7 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, ...]:
     """Gradients of the first five inputs of `forward`, given those of both states."""
-    num_rows, num_columns = normed.numel() // normed.shape[-1], normed.shape[-1]
+    num_rows, num_columns = normed.flatten(0, -2).shape
     of_whole, of_half = of_whole.contiguous(), of_half.contiguous()
     of_residual, of_added = torch.empty_like(of_whole), torch.empty_like(of_half)
     num_programs = min(num_rows, PROGRAMS * num_multiprocessors(normed.device))
