@@ -42,15 +42,17 @@ class CudaLayer:
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         inner = layer.attention.self
         projections = (inner.query, inner.key, inner.value)
+        others = (layer.attention.output.dense, layer.intermediate.dense, layer.output.dense)
         self._layer = layer
         self._dtype = dtype
-        self._projections = (
-            torch.cat([projection.weight for projection in projections]).to(dtype),
-            torch.cat([projection.bias for projection in projections]).to(dtype),
+        weight, bias, *rest = _Halves.apply(
+            dtype,
+            *(projection.weight for projection in projections),
+            *(projection.bias for projection in projections),
+            *(dense.weight for dense in others),
         )
-        self._after_attention = layer.attention.output.dense.weight.to(dtype)
-        self._intermediate = layer.intermediate.dense.weight.to(dtype)
-        self._output = layer.output.dense.weight.to(dtype)
+        self._projections = weight, bias
+        self._after_attention, self._intermediate, self._output = rest
 
     def __call__(self, hidden: Tensor | States, segments: Segments) -> States:
         """The states behind the layer; ``hidden``: those before it, in any type."""
@@ -71,6 +73,36 @@ class CudaLayer:
             widened = linear(attended.half, self._intermediate)
             added = linear(_activated(widened, layer.intermediate), self._output)
             return _sum_and_norm(added, attended.whole, layer.output)
+
+
+class _Halves(torch.autograd.Function):
+    """Copies in half precision; the first three, and the three after them, one below the other.
+
+    One launch makes them, and one their gradients: where tokens are few, a step takes as long as
+    the processor takes to issue its operations.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*parameters)
+        sizes = [parameter.numel() for parameter in parameters]
+        row = parameters[0].new_empty(sum(sizes), dtype=dtype)
+        copies = [
+            copy.view_as(parameter)
+            for copy, parameter in zip(row.split(sizes), parameters, strict=True)
+        ]
+        torch._foreach_copy_(copies, parameters)
+        weights, biases = row[: sum(sizes[:6])].split([sum(sizes[:3]), sum(sizes[3:6])])
+        return weights.view(-1, *parameters[0].shape[1:]), biases, *copies[6:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        parameters = ctx.saved_tensors
+        weights, biases, *others = gradients
+        found = [torch.empty_like(parameter) for parameter in parameters]
+        torch._foreach_copy_(found, [*weights.chunk(3), *biases.chunk(3), *others])
+        return None, *found
 
 
 def _activated(widened: Tensor, intermediate: Any) -> Tensor:
