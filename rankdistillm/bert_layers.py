@@ -52,7 +52,11 @@ def fused_layers(network: nn.Module, device: torch.device, dtype: torch.dtype) -
         for module in network.modules()
         if getattr(module.forward, "__func__", None) in (_layer, _last_layer)
     ]
-    if dtype.itemsize == 2 and cuda_layers.is_available(device):
+    if (
+        dtype.itemsize == 2
+        and cuda_layers.is_available(device)
+        and all(map(cuda_layers.takes, ours))
+    ):
         return {layer: CudaLayer(layer, dtype) for layer in ours}
     if device.type == "cpu" and dtype == torch.bfloat16 and cpu_layers.is_available():
         return {layer: CpuLayer(layer) for layer in ours}
@@ -70,7 +74,7 @@ def _layer(
     if fused:
         return fused[layer](hidden, segments)
     dtype = cuda_layers.autocast_dtype(segments.device)
-    if dtype is not None:
+    if dtype is not None and cuda_layers.takes(layer):
         return CudaLayer(layer, dtype)(hidden, segments)
     hidden = _whole(hidden)
     inner = layer.attention.self

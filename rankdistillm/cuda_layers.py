@@ -1,10 +1,13 @@
 """The layers of BERT-like encoders in half precision on a GPU.
 
-Between two matrix products a GPU does little but wait for its memory. So the three projections are
-one product, and what follows the others is one pass over memory each way: bias and GELU; bias,
-dropout, residual sum and layer normalisation (`rankdistillm.kernels`). Precision is that of
-autocast: products in half, the residual stream, its normalisation and its gradients in float32;
-only the normalised states that the backward pass needs are kept in half.
+Between two matrix products a GPU does little but wait for its memory, and with few tokens for the
+processor that says what to do. So the three projections are one product, what stands between it and
+the others is one pass over memory each way (`rankdistillm.kernels`: attention; bias and GELU; bias,
+dropout, residual sum and layer normalisation), and the backward pass of a layer is written out
+beside its forward pass. Precision is that of autocast: products in half, the residual stream, its
+normalisation and its gradients in float32; only the normalised states that the backward pass needs
+are kept in half. The kernel of attention has no dropout: ``attention_probs_dropout_prob`` is not
+applied, other dropout is.
 """
 
 import logging
@@ -19,7 +22,6 @@ from torch.nn.functional import linear
 
 from rankdistillm.cpu_layers import is_gelu
 from rankdistillm.dropout import random_bits, threshold_of
-from rankdistillm.packed_attention import attend
 from rankdistillm.segments import Segments
 
 log = logging.getLogger(__name__)
@@ -45,34 +47,211 @@ class CudaLayer:
         others = (layer.attention.output.dense, layer.intermediate.dense, layer.output.dense)
         self._layer = layer
         self._dtype = dtype
-        weight, bias, *rest = _Halves.apply(
+        self._halves = _Halves.apply(
             dtype,
             *(projection.weight for projection in projections),
             *(projection.bias for projection in projections),
             *(dense.weight for dense in others),
         )
-        self._projections = weight, bias
-        self._after_attention, self._intermediate, self._output = rest
 
     def __call__(self, hidden: Tensor | States, segments: Segments) -> States:
         """The states behind the layer; ``hidden``: those before it, in any type."""
         layer, inner = self._layer, self._layer.attention.self
+        norms = (layer.attention.output, layer.output)
         if isinstance(hidden, Tensor):
             whole = hidden.to(layer.output.LayerNorm.weight.dtype)
             hidden = States(whole, hidden.to(self._dtype))
+        options = _Options(
+            segments.bounds,
+            (3, inner.num_attention_heads, inner.attention_head_size),
+            inner.scaling,
+            *((n.dropout.p if n.training else 0.0, n.LayerNorm.eps) for n in norms),
+        )
+        given = (
+            *hidden,
+            *self._halves,
+            layer.intermediate.dense.bias,
+            *(p for n in norms for p in (n.dense.bias, n.LayerNorm.weight, n.LayerNorm.bias)),
+        )
         device = hidden.half.device
         # Triton computes on the device that is torch's current one.
         with torch.cuda.device_of(hidden.half), torch.autocast(device.type, enabled=False):
-            heads = (3, inner.num_attention_heads, inner.attention_head_size)
-            projected = linear(hidden.half, *self._projections).squeeze(0).unflatten(-1, heads)
-            dropout = inner.dropout.p if layer.training else 0.0
-            query, key, value = projected.unbind(1)
-            context = attend(query, key, value, segments, inner.scaling, dropout)
-            added = linear(context.flatten(1).unsqueeze(0), self._after_attention)
-            attended = _sum_and_norm(added, hidden.whole, layer.attention.output)
-            widened = linear(attended.half, self._intermediate)
-            added = linear(_activated(widened, layer.intermediate), self._output)
-            return _sum_and_norm(added, attended.whole, layer.output)
+            if torch.is_grad_enabled():
+                return States(*_Layer.apply(options, *given))
+            return _compute(options, _Given(*given), is_kept=False)[0]
+
+
+def takes(layer: Any) -> bool:
+    """Whether a `CudaLayer` can be made of it: its activation is GELU, its heads are not large."""
+    is_small = layer.attention.self.attention_head_size <= 128
+    return is_small and is_gelu(layer.intermediate.intermediate_act_fn)
+
+
+class _Options(NamedTuple):
+    """What decides how a layer computes, beside what has gradients."""
+
+    bounds: Tensor  # `Segments.bounds`
+    heads: tuple[int, int, int]  # projections, heads of each, head size
+    scaling: float
+    # Each (rate of dropout, what is added to the variance).
+    attended: tuple[float, float]
+    found: tuple[float, float]
+
+
+class _Given(NamedTuple):
+    """What a layer computes with: states, then matrices in half precision, then the rest."""
+
+    whole: Tensor | None
+    half: Tensor
+    project: Tensor  # to queries, keys and values
+    project_bias: Tensor
+    gather: Tensor  # the heads
+    widen: Tensor
+    narrow: Tensor
+    widen_bias: Tensor
+    gather_bias: Tensor
+    attended_weight: Tensor
+    attended_bias: Tensor
+    narrow_bias: Tensor
+    found_weight: Tensor
+    found_bias: Tensor
+
+
+class _Normed(NamedTuple):
+    """LayerNorm(residual + dropout(product + bias)), ``[tokens, hidden]``, and how it came about.
+
+    ``bits`` are those of the dropout, None without; the others are what the kernel returns.
+    """
+
+    whole: Tensor
+    half: Tensor
+    normed: Tensor
+    rstd: Tensor
+    bits: Tensor | None
+
+
+class _Kept(NamedTuple):
+    """What the backward pass takes beside what was given to the layer."""
+
+    projected: Tensor
+    context: Tensor
+    log_sums: Tensor
+    attended: Tensor
+    attended_normed: Tensor
+    attended_rstd: Tensor
+    attended_bits: Tensor | None
+    widened: Tensor
+    activated: Tensor
+    found_normed: Tensor
+    found_rstd: Tensor
+    found_bits: Tensor | None
+
+
+def _compute(options: _Options, given: _Given, *, is_kept: bool) -> tuple[States, _Kept]:
+    """The states behind a layer."""
+    kernels = _kernels()
+    projected = linear(given.half.squeeze(0), given.project, given.project_bias)
+    projected = projected.unflatten(-1, options.heads)
+    context, log_sums = kernels.attention.forward(projected, options.bounds, options.scaling)
+    context = context.flatten(1)
+    attended = _normed(
+        linear(context, given.gather),
+        given.whole.squeeze(0),
+        (given.gather_bias, given.attended_weight, given.attended_bias),
+        *options.attended,
+        is_kept=is_kept,
+    )
+    widened = linear(attended.half, given.widen)
+    activated = kernels.gelu.forward(widened, given.widen_bias)
+    found = _normed(
+        linear(activated, given.narrow),
+        attended.whole,
+        (given.narrow_bias, given.found_weight, given.found_bias),
+        *options.found,
+        is_kept=is_kept,
+    )
+    kept = _Kept(projected, context, log_sums, *attended[1:], widened, activated, *found[2:])
+    return States(found.whole.unsqueeze(0), found.half.unsqueeze(0)), kept
+
+
+def _normed(
+    added: Tensor,
+    residual: Tensor,
+    parameters: tuple[Tensor, Tensor, Tensor],
+    rate: float,
+    eps: float,
+    *,
+    is_kept: bool,
+) -> _Normed:
+    bits = random_bits(added) if rate else None
+    inputs = (added, residual, *parameters, bits, *_threshold_and_scale(rate), eps)
+    return _Normed(*_kernels().norm.forward(*inputs, is_kept=is_kept), bits)
+
+
+def _threshold_and_scale(rate: float) -> tuple[int, float]:
+    return threshold_of(rate), 1 / (1 - rate)
+
+
+class _Layer(torch.autograd.Function):
+    """`_compute`, with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, options: _Options, *given: Tensor) -> tuple[Tensor, Tensor]:
+        states, kept = _compute(options, _Given(*given), is_kept=True)
+        ctx.options = options
+        # All but the whole states, which is what takes most and is not needed.
+        ctx.save_for_backward(*given[1:], *kept)
+        return tuple(states)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        kernels, options = _kernels(), ctx.options
+        num_given = len(_Given._fields) - 1
+        given = _Given(None, *ctx.saved_tensors[:num_given])
+        kept = _Kept(*ctx.saved_tensors[num_given:])
+        # Each is a gradient: of what a matrix makes, or of what is summed up.
+        narrowed, attended, *of_found = kernels.norm.backward(
+            *(gradient.squeeze(0) for gradient in gradients),
+            kept.found_normed,
+            kept.found_rstd,
+            given.found_weight,
+            kept.found_bits,
+            *_threshold_and_scale(options.found[0]),
+        )
+        widened, of_widen_bias = kernels.gelu.backward(
+            narrowed @ given.narrow, kept.widened, given.widen_bias
+        )
+        gathered, whole, *of_attended = kernels.norm.backward(
+            attended,
+            widened @ given.widen,
+            kept.attended_normed,
+            kept.attended_rstd,
+            given.attended_weight,
+            kept.attended_bits,
+            *_threshold_and_scale(options.attended[0]),
+        )
+        projected = kernels.attention.backward(
+            gathered @ given.gather,
+            kept.projected,
+            options.bounds,
+            kept.context,
+            kept.log_sums,
+            options.scaling,
+        ).flatten(1)
+        return (  # in the order of `_Given`
+            None,
+            whole.unsqueeze(0),
+            (projected @ given.project).unsqueeze(0),
+            projected.mT @ given.half.squeeze(0),
+            projected.sum(0),
+            gathered.mT @ kept.context,
+            widened.mT @ kept.attended,
+            narrowed.mT @ kept.activated,
+            of_widen_bias,
+            *of_attended,
+            *of_found,
+        )
 
 
 class _Halves(torch.autograd.Function):
@@ -105,60 +284,6 @@ class _Halves(torch.autograd.Function):
         return None, *found
 
 
-def _activated(widened: Tensor, intermediate: Any) -> Tensor:
-    """activation(widened + bias); ``intermediate`` has the two."""
-    bias, activation = intermediate.dense.bias, intermediate.intermediate_act_fn
-    if not is_gelu(activation):
-        return activation(widened + bias.to(widened.dtype))
-    if torch.is_grad_enabled():
-        return _Gelu.apply(widened, bias)
-    return _kernels().gelu.forward(widened, bias)
-
-
-class _Gelu(torch.autograd.Function):
-    """GELU(inputs + bias), with its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(inputs, bias)
-        return _kernels().gelu.forward(inputs, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        return _kernels().gelu.backward(*gradients, *ctx.saved_tensors)
-
-
-def _sum_and_norm(added: Tensor, residual: Tensor, output: Any) -> States:
-    """LayerNorm(residual + dropout(added + bias)); ``output`` has the three modules."""
-    rate = output.dropout.p if output.training else 0.0
-    bits = random_bits(added) if rate else None
-    norm = output.LayerNorm
-    inputs: tuple[Any, ...] = (added, residual, output.dense.bias, norm.weight, norm.bias)
-    inputs += (bits, threshold_of(rate), 1 / (1 - rate), norm.eps)
-    if torch.is_grad_enabled():
-        return States(*_SumAndNorm.apply(*inputs))
-    whole, half, *_ = _kernels().norm.forward(*inputs, is_kept=False)
-    return States(whole, half)
-
-
-class _SumAndNorm(torch.autograd.Function):
-    """LayerNorm(residual + dropout(added + bias)), with its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        _, _, _, weight, _, bits, ctx.threshold, ctx.scale, _ = inputs
-        whole, half, normed, rstd = _kernels().norm.forward(*inputs, is_kept=True)
-        ctx.save_for_backward(normed, rstd, weight, bits)
-        return whole, half
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        found = _kernels().norm.backward(*gradients, *ctx.saved_tensors, ctx.threshold, ctx.scale)
-        return (*found, None, None, None, None)
-
-
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """What a `CudaLayer` would compute in there now; None where there is none to be used."""
     if not torch.is_autocast_enabled("cuda") or not is_available(device):
@@ -173,9 +298,11 @@ def is_available(device: torch.device) -> bool:
         return False
     try:
         kernels = _kernels()
-        ones = torch.ones(1, 1, 16, device=device)
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            return False
+        ones = torch.ones(1, 16, device=device)
         with torch.cuda.device(device):
-            kernels.gelu.forward(ones, ones[0, 0])
+            kernels.gelu.forward(ones, ones[0])
     except Exception as error:  # no Triton, no C compiler, a GPU that it does not know
         log.warning(
             "Triton does not work here (%s), which costs up to a fifth of the speed: install it, "
@@ -188,6 +315,6 @@ def is_available(device: torch.device) -> bool:
 
 @cache
 def _kernels() -> Any:
-    from rankdistillm.kernels import gelu, norm
+    from rankdistillm.kernels import attention, gelu, norm
 
-    return SimpleNamespace(gelu=gelu, norm=norm)
+    return SimpleNamespace(attention=attention, gelu=gelu, norm=norm)

@@ -1,7 +1,35 @@
 """What `rankdistillm.kernels` computes, by torch's own operations, in any precision."""
 
+import math
+
 import torch
 from torch.nn.functional import gelu
+
+
+class Attention:
+    @staticmethod
+    def forward(projected, bounds, scaling):
+        parts = [_attention(part, scaling) for part in _pairs(projected, bounds)]
+        contexts, sums = zip(*parts, strict=True)
+        return torch.cat(contexts), torch.cat(sums, -1)
+
+    @staticmethod
+    def backward(of_context, projected, bounds, context, log_sums, scaling):
+        with torch.enable_grad():
+            projected = projected.detach().requires_grad_()
+            again, _ = Attention.forward(projected, bounds, scaling)
+        return torch.autograd.grad(again, projected, of_context.view(again.shape))[0]
+
+
+def _pairs(projected, bounds):
+    return projected.split(bounds.diff().tolist())
+
+
+def _attention(projected, scaling):
+    query, key, value = projected.permute(1, 2, 0, 3)
+    logits = query @ key.mT * scaling
+    sums = logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(-1)
+    return (logits.softmax(-1) @ value).transpose(0, 1), sums / math.log(2)
 
 
 class Gelu:
@@ -12,7 +40,7 @@ class Gelu:
     @staticmethod
     def backward(of_outputs, inputs, bias):
         of_sum = torch.ops.aten.gelu_backward(of_outputs.to(bias.dtype), inputs + bias)
-        return of_sum.to(inputs.dtype), of_sum.sum((0, 1))
+        return of_sum.to(inputs.dtype), of_sum.sum(0)
 
 
 class Norm:
@@ -22,7 +50,7 @@ class Norm:
         whole, mean, rstd = torch.native_layer_norm(total, weight.shape, weight, bias, eps)
         half = whole.to(added.dtype)
         if not is_kept:
-            return whole, half, half[:, :0], rstd[:, :0]
+            return whole, half, half[:0], rstd[:0]
         return whole, half, ((total - mean) * rstd).to(added.dtype), rstd
 
     @staticmethod
@@ -32,7 +60,7 @@ class Norm:
         shift = inner.mean(-1, keepdim=True) + normed * (inner * normed).mean(-1, keepdim=True)
         of_residual = (inner - shift) * rstd
         of_added = dropped(of_residual, bits, threshold, scale)
-        sums = (tensor.sum((0, 1)) for tensor in (of_added, gradient * normed, gradient))
+        sums = (tensor.sum(0) for tensor in (of_added, gradient * normed, gradient))
         return of_added.to(of_half.dtype), of_residual, *sums
 
 

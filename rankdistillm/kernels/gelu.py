@@ -75,12 +75,12 @@ def _backward(
 
 
 def forward(inputs: Tensor, bias: Tensor) -> Tensor:
-    """GELU(inputs + bias) of ``[1, tokens, feed-forward]``, in the type of ``inputs``.
+    """GELU(inputs + bias) of ``[tokens, feed-forward]``, in the type of ``inputs``.
 
     ``inputs`` is in half precision, ``bias`` ``[feed-forward]`` in float32.
     """
     outputs = torch.empty_like(inputs)
-    num_rows, num_columns = inputs.flatten(0, -2).shape
+    num_rows, num_columns = inputs.shape
     grid = (triton.cdiv(num_rows, ROWS), triton.cdiv(num_columns, WIDTH))
     _forward[grid](inputs, bias, outputs, num_rows, num_columns, ROWS=ROWS, WIDTH=WIDTH)
     return outputs
@@ -89,7 +89,7 @@ def forward(inputs: Tensor, bias: Tensor) -> Tensor:
 def backward(of_outputs: Tensor, inputs: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of both inputs of `forward`, given that of what it returns."""
     of_inputs = torch.empty_like(inputs)
-    num_rows, num_columns = inputs.flatten(0, -2).shape
+    num_rows, num_columns = inputs.shape
     num_tiles = triton.cdiv(num_columns, WIDTH)
     num_programs = max(1, PROGRAMS * num_multiprocessors(inputs.device) // num_tiles)
     num_programs = min(num_programs, triton.cdiv(num_rows, ROWS))

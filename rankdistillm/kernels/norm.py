@@ -114,19 +114,19 @@ def forward(
     *,
     is_kept: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """LayerNorm(residual + dropout(added + added_bias)), ``[1, tokens, hidden]`` (Ba et al., 2016).
+    """LayerNorm(residual + dropout(added + added_bias)), ``[tokens, hidden]`` (Ba et al., 2016).
 
     ``added`` is in half precision, all else in float32. An element is dropped where its ``bits``
     (int16 of the same shape; None: nowhere) are below ``threshold``, and multiplied by ``scale``
     elsewhere. Returned are the states in the types of ``residual`` and of ``added``; then what
     `backward` needs, empty unless ``is_kept``: the normalised sum, in the type of ``added``, and
-    the reciprocal of its standard deviation ``[1, tokens, 1]``.
+    the reciprocal of its standard deviation ``[tokens, 1]``.
     """
-    num_rows, num_columns = added.flatten(0, -2).shape
+    num_rows, num_columns = added.shape
     residual = residual.contiguous()
     whole, half = torch.empty_like(residual), torch.empty_like(added)
-    normed = torch.empty_like(added if is_kept else added[:, :0])
-    rstd = residual.new_empty((1, num_rows if is_kept else 0, 1))
+    normed = torch.empty_like(added if is_kept else added[:0])
+    rstd = residual.new_empty((num_rows if is_kept else 0, 1))
     width = triton.next_power_of_2(num_columns)
     _forward[(num_rows,)](
         added,
@@ -162,7 +162,7 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, ...]:
     """Gradients of the first five inputs of `forward`, given those of both states."""
-    num_rows, num_columns = normed.flatten(0, -2).shape
+    num_rows, num_columns = normed.shape
     of_whole, of_half = of_whole.contiguous(), of_half.contiguous()
     of_residual, of_added = torch.empty_like(of_whole), torch.empty_like(of_half)
     num_programs = min(num_rows, PROGRAMS * num_multiprocessors(normed.device))
