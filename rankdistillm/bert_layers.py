@@ -95,14 +95,16 @@ def _last_layer(layer: Any, hidden: Tensor | States, *_: Any, **options: Any) ->
 def _first_token_layer(
     layer: Any, hidden: Tensor | States, *_: Any, segments: Segments, **__: Any
 ) -> Tensor:
-    hidden = _whole(hidden)
     inner = layer.attention.self
     # Little to compute and last before the score: not worth autocast's rounding.
-    with torch.autocast(hidden.device.type, enabled=False):
-        states = hidden.to(inner.query.weight.dtype)
+    with torch.autocast(segments.device.type, enabled=False):
+        states = _whole(hidden).to(inner.query.weight.dtype)
         first = states.index_select(1, segments.starts)
         query = inner.query(first).squeeze(0).unflatten(-1, _head_shape(inner))
-        context = _context_of_one(inner, query, states.squeeze(0), segments)
+        if isinstance(hidden, States):
+            context = cuda_layers.context_of_one(inner, query, hidden.half, segments)
+        else:
+            context = _context_of_one(inner, query, states.squeeze(0), segments)
         return _after_attention(layer, context, first).transpose(0, 1)
 
 

@@ -11,6 +11,7 @@ applied, other dropout is.
 """
 
 import logging
+from collections.abc import Sequence
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -43,15 +44,14 @@ class CudaLayer:
 
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         inner = layer.attention.self
-        projections = (inner.query, inner.key, inner.value)
-        others = (layer.attention.output.dense, layer.intermediate.dense, layer.output.dense)
         self._layer = layer
         self._dtype = dtype
-        self._halves = _Halves.apply(
+        self._halves = _joined_halves(
             dtype,
-            *(projection.weight for projection in projections),
-            *(projection.bias for projection in projections),
-            *(dense.weight for dense in others),
+            (inner.query, inner.key, inner.value),
+            layer.attention.output.dense,
+            layer.intermediate.dense,
+            layer.output.dense,
         )
 
     def __call__(self, hidden: Tensor | States, segments: Segments) -> States:
@@ -152,7 +152,9 @@ def _compute(options: _Options, given: _Given, *, is_kept: bool) -> tuple[States
     kernels = _kernels()
     projected = linear(given.half.squeeze(0), given.project, given.project_bias)
     projected = projected.unflatten(-1, options.heads)
-    context, log_sums = kernels.attention.forward(projected, options.bounds, options.scaling)
+    context, log_sums = kernels.attention.forward(
+        *projected.unbind(1), options.bounds, options.scaling
+    )
     context = context.flatten(1)
     attended = _normed(
         linear(context, given.gather),
@@ -231,14 +233,17 @@ class _Layer(torch.autograd.Function):
             kept.attended_bits,
             *_threshold_and_scale(options.attended[0]),
         )
-        projected = kernels.attention.backward(
+        projected = torch.empty_like(kept.projected)
+        kernels.attention.backward(
             gathered @ given.gather,
-            kept.projected,
+            *kept.projected.unbind(1),
             options.bounds,
             kept.context,
             kept.log_sums,
             options.scaling,
-        ).flatten(1)
+            projected.unbind(1),
+        )
+        projected = projected.flatten(1)
         return (  # in the order of `_Given`
             None,
             whole.unsqueeze(0),
@@ -254,15 +259,56 @@ class _Layer(torch.autograd.Function):
         )
 
 
+def context_of_one(inner: Any, query: Tensor, half: Tensor, segments: Segments) -> Tensor:
+    """What the one query of each pair gathers: ``[pairs, heads, head size]`` in and out.
+
+    ``inner`` is a layer's self-attention, ``half`` the states ``[1, tokens, hidden]`` before it.
+    """
+    weight, bias = _joined_halves(half.dtype, (inner.key, inner.value))
+    with torch.cuda.device_of(half):
+        keys = linear(half.squeeze(0), weight, bias).unflatten(-1, (2, *query.shape[1:]))
+        own = _ContextOfOne.apply(query.to(half.dtype), keys, segments.bounds, inner.scaling)
+    return own.to(query.dtype)
+
+
+class _ContextOfOne(torch.autograd.Function):
+    """Attention of a query of each pair, with its gradient; ``keys`` are keys and values."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, keys: Tensor, bounds: Tensor, scaling: float) -> Tensor:
+        context, log_sums = _kernels().attention.forward(query, *keys.unbind(1), bounds, scaling)
+        ctx.scaling = scaling
+        ctx.save_for_backward(query, keys, bounds, context, log_sums)
+        return context
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, keys, *rest = ctx.saved_tensors
+        of_query, of_keys = torch.empty_like(query), torch.empty_like(keys)
+        _kernels().attention.backward(
+            gradients[0],
+            query,
+            *keys.unbind(1),
+            *rest,
+            ctx.scaling,
+            (of_query, *of_keys.unbind(1)),
+        )
+        return of_query, of_keys, None, None
+
+
 class _Halves(torch.autograd.Function):
-    """Copies in half precision; the first three, and the three after them, one below the other.
+    """Copies in half precision; of the first ``number`` one below the other, and of the next ones.
 
     One launch makes them, and one their gradients: where tokens are few, a step takes as long as
     the processor takes to issue its operations.
     """
 
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, *parameters: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, dtype: torch.dtype, number: int, *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.number = number
         ctx.save_for_backward(*parameters)
         sizes = [parameter.numel() for parameter in parameters]
         row = parameters[0].new_empty(sum(sizes), dtype=dtype)
@@ -271,17 +317,25 @@ class _Halves(torch.autograd.Function):
             for copy, parameter in zip(row.split(sizes), parameters, strict=True)
         ]
         torch._foreach_copy_(copies, parameters)
-        weights, biases = row[: sum(sizes[:6])].split([sum(sizes[:3]), sum(sizes[3:6])])
-        return weights.view(-1, *parameters[0].shape[1:]), biases, *copies[6:]
+        weights, biases = sum(sizes[:number]), sum(sizes[number : 2 * number])
+        weight, bias, _ = row.tensor_split((weights, weights + biases))
+        return weight.view(-1, *parameters[0].shape[1:]), bias, *copies[2 * number :]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        parameters = ctx.saved_tensors
-        weights, biases, *others = gradients
-        found = [torch.empty_like(parameter) for parameter in parameters]
-        torch._foreach_copy_(found, [*weights.chunk(3), *biases.chunk(3), *others])
-        return None, *found
+        weight, bias, *others = gradients
+        found = [torch.empty_like(parameter) for parameter in ctx.saved_tensors]
+        parts = [*weight.chunk(ctx.number), *bias.chunk(ctx.number), *others]
+        torch._foreach_copy_(found, parts)
+        return None, None, *found
+
+
+def _joined_halves(dtype: torch.dtype, joined: Sequence[Any], *others: Any) -> tuple[Tensor, ...]:
+    """Of linear layers in half precision: (weight, bias) of the joined ones; others' weights."""
+    weights, biases = zip(*((linear.weight, linear.bias) for linear in joined), strict=True)
+    rest = (linear.weight for linear in others)
+    return _Halves.apply(dtype, len(joined), *weights, *biases, *rest)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -55,7 +55,8 @@ class Reranker:
     def __init__(self, model: CrossEncoder) -> None:
         self.model = model
         self._fused: FusedLayers = {}
-        self._fused_from: list[tuple[Tensor, int]] = []
+        self._fused_from: list[Tensor] = []
+        self._places: list[tuple[int, int]] = []
 
     @classmethod
     def from_pretrained(
@@ -202,19 +203,13 @@ class Reranker:
 
     def _fused_layers(self) -> FusedLayers:
         """The model's, made anew only after a change of its weights: it takes as long as a pair."""
-        # torch counts the changes of a tensor in place. The tensors are kept beside the counts, so
-        # that no other one can have got their memory.
-        weights = [
-            (weight.detach(), 0 if weight.is_inference() else weight._version)
-            for weight in self.model.parameters()
-        ]
-        places, known = (
-            [(weight.data_ptr(), changes) for weight, changes in each]
-            for each in (weights, self._fused_from)
-        )
-        if places != known:
-            self._fused = self.model.fused_layers()
-            self._fused_from = weights if self._fused else []
+        weights = list(self.model.parameters())
+        # torch counts the changes of a tensor in place.
+        places = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
+        if places != self._places:
+            self._fused, self._places = self.model.fused_layers(), places
+            # So that no other tensor can get their memory.
+            self._fused_from = [weight.detach() for weight in weights] if self._fused else []
         return self._fused
 
     def _score_chunks(

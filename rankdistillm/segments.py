@@ -116,7 +116,7 @@ class Segments:
     @cached_property
     def bounds(self) -> Tensor:
         """int32 ``[pairs + 1]``: where each pair ends, from 0."""
-        return self._to_device(np.cumsum([0, *self.lengths]).astype(np.int32))
+        return self._to_device(np.append(0, np.cumsum(self.lengths)).astype(np.int32))
 
     @cached_property
     def positions(self) -> Tensor:

@@ -120,13 +120,13 @@ class _Work:
 
     def _tokenise(self, texts: list[str], max_length: int | None) -> list[list[int]]:
         try:
+            if self.tokenizer.is_fast:
+                return self._tokenise_fast(texts, max_length)
             return self.tokenizer(
                 texts,
                 add_special_tokens=False,
                 truncation=max_length is not None,
                 max_length=max_length,
-                return_attention_mask=False,
-                return_token_type_ids=False,
                 verbose=False,  # about texts above the model's length: they are cut in the pair
             )["input_ids"]
         except TypeError as error:
@@ -137,6 +137,18 @@ class _Work:
                 f"{self.description}: half a character, as of a cut emoji, in {halved[:60]!a}; "
                 "correct that text"
             ) from error
+
+    def _tokenise_fast(self, texts: list[str], max_length: int | None) -> list[list[int]]:
+        """The same ids without all else that transformers asks for, as where a token comes from."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
+        if max_length is None:
+            return [text.ids for text in encoded]
+        if self.tokenizer.truncation_side == "left":
+            return [text.ids[-max_length:] for text in encoded]
+        return [text.ids[:max_length] for text in encoded]
 
 
 @lru_cache(maxsize=8)  # to ask takes longer than to tokenise a short list

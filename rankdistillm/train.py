@@ -100,6 +100,7 @@ def _train(config: DictConfig, device: torch.device, loss: Loss, output: Path) -
     scaler = make_scaler(device, is_fp16)
     average = WeightAverage(model, optim.ema)
     budget = TokenBudget.for_model(model, config.token_budget)
+    weights = list(model.parameters())  # to find them takes longer than to clip their gradients
     state = TrainingState(
         output / "state",
         _setting(config) | {"precision": str(model.autocast_dtype), LISTS: run.digest()},
@@ -164,7 +165,7 @@ def _train(config: DictConfig, device: torch.device, loss: Loss, output: Path) -
             # ================= one training step =================
             loss_value = step_gradients(model, loss, batch, budget=budget, scaler=scaler)
             scaler.unscale_(optimizer)
-            grad_norm = clip_grad_norm_(model.parameters(), optim.max_grad_norm or math.inf)
+            grad_norm = clip_grad_norm_(weights, optim.max_grad_norm or math.inf)
             figures.note(
                 step + 1,
                 loss_value,

@@ -8,25 +8,25 @@ from torch.nn.functional import gelu
 
 class Attention:
     @staticmethod
-    def forward(projected, bounds, scaling):
-        parts = [_attention(part, scaling) for part in _pairs(projected, bounds)]
-        contexts, sums = zip(*parts, strict=True)
+    def forward(query, key, value, bounds, scaling):
+        sizes = bounds.diff().tolist()
+        own_sizes = sizes if len(query) == len(key) else [1] * len(sizes)
+        parts = zip(query.split(own_sizes), key.split(sizes), value.split(sizes), strict=True)
+        contexts, sums = zip(*(_attention(*part, scaling) for part in parts), strict=True)
         return torch.cat(contexts), torch.cat(sums, -1)
 
     @staticmethod
-    def backward(of_context, projected, bounds, context, log_sums, scaling):
+    def backward(of_context, query, key, value, bounds, context, log_sums, scaling, gradients):
+        inputs = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
         with torch.enable_grad():
-            projected = projected.detach().requires_grad_()
-            again, _ = Attention.forward(projected, bounds, scaling)
-        return torch.autograd.grad(again, projected, of_context.view(again.shape))[0]
+            again, _ = Attention.forward(*inputs, bounds, scaling)
+        found = torch.autograd.grad(again, inputs, of_context.view(again.shape))
+        for gradient, own in zip(gradients, found, strict=True):
+            gradient.copy_(own)
 
 
-def _pairs(projected, bounds):
-    return projected.split(bounds.diff().tolist())
-
-
-def _attention(projected, scaling):
-    query, key, value = projected.permute(1, 2, 0, 3)
+def _attention(query, key, value, scaling):
+    query, key, value = (states.transpose(0, 1) for states in (query, key, value))
     logits = query @ key.mT * scaling
     sums = logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(-1)
     return (logits.softmax(-1) @ value).transpose(0, 1), sums / math.log(2)

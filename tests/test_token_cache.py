@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import tokenizer_for
+from transformers import CanineTokenizer
 
 from rankdistillm import token_cache
 from rankdistillm.token_cache import TokenisedTexts
@@ -15,18 +16,20 @@ TEXTS = {f"d{i}": f"the tide turns {'again ' * (i % 7)}number {i % 25}" for i in
 
 
 class Counting:
-    """A tokeniser that counts the texts it was given."""
+    """A tokeniser that counts the texts it was given; it is its own backend."""
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
+        self.backend_tokenizer = self
         self.texts = 0
 
-    def __call__(self, texts, **options):
+    def encode_batch_fast(self, texts, **options):
         self.texts += len(texts)
-        return self.tokenizer(texts, **options)
+        return self.tokenizer.backend_tokenizer.encode_batch_fast(texts, **options)
 
     def __getattr__(self, name):
-        return getattr(self.tokenizer, name)
+        backend = self.tokenizer.backend_tokenizer
+        return getattr(backend if hasattr(backend, name) else self.tokenizer, name)
 
     def __len__(self):
         return len(self.tokenizer)
@@ -89,6 +92,24 @@ def test_what_the_tokeniser_was_last_asked_to_cut_does_not_matter(cache):
     assert tokenise(tokenizer=tokenizer) == (expected(), 0)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("max_length", [1, 6, None])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert", "deberta"])
+def test_tokens_are_those_that_transformers_gives(architecture, max_length, side):
+    tokenizer = tokenizer_for(architecture)
+    tokenizer.truncation_side = side
+    texts = TEXTS | {"": "", "special": "[SEP] the <s> </s> tide", "long": "tide " * 600}
+    found, _ = tokenise(texts, tokenizer, max_length)
+    options = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
+    given = tokenizer(list(texts.values()), add_special_tokens=False, **options)["input_ids"]
+    assert list(found.values()) == given
+
+
+def test_tokenisers_without_a_fast_backend(cache):
+    tokens = TokenisedTexts({"d": "a tide"}, CanineTokenizer(), 4, description="")
+    assert tokens["d"].tolist() == [ord(letter) for letter in "a ti"]
+
+
 @pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "meta.json"])
 @pytest.mark.parametrize("damage", ["changed", "cut", "missing"])
 def test_a_damaged_entry_is_made_again(name, damage, cache, caplog):
@@ -125,10 +146,10 @@ def test_an_interrupted_tokenising_leaves_no_entry(cache):
     tokenizer = tokenizer_for("bert")
 
     class Broken(Counting):
-        def __call__(self, texts, **options):
+        def encode_batch_fast(self, texts, **options):
             if self.texts:
                 raise KeyboardInterrupt
-            return super().__call__(texts, **options)
+            return super().encode_batch_fast(texts, **options)
 
     with pytest.raises(KeyboardInterrupt):
         TokenisedTexts(TEXTS, Broken(tokenizer), 6, description="")

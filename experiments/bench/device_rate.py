@@ -148,12 +148,13 @@ def main() -> None:
     optimizer = make_optimizer(model, 1e-5, 0.01)
     scaler = make_scaler(device, is_fp16=model.autocast_dtype == torch.float16)
     budget = TokenBudget.for_model(model)
+    weights = list(model.parameters())
     batches = [data.batch(step) for step in range(len(data))]
 
     def train(step: int) -> None:
         step_gradients(model, ranknet_loss, batches[step], budget=budget, scaler=scaler)
         scaler.unscale_(optimizer)
-        clip_grad_norm_(model.parameters(), 1.0)
+        clip_grad_norm_(weights, 1.0)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)

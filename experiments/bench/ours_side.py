@@ -6,13 +6,7 @@ from generated import training_data
 from lists import Batch, Work, answer, one_by_one, read_batches, read_settings, set_dropout
 from torch.nn.utils import clip_grad_norm_
 
-from rankdistillm.data import Batch as TrainingBatch
-from rankdistillm.devices import (
-    bound_compiled_products,
-    device_of,
-    keep_freed_memory,
-    made_ahead,
-)
+from rankdistillm.devices import bound_compiled_products, device_of, keep_freed_memory
 from rankdistillm.gradients import TokenBudget, step_gradients
 from rankdistillm.losses import ranknet_loss
 from rankdistillm.model import CrossEncoder
@@ -28,37 +22,34 @@ model = CrossEncoder.from_pretrained(given.model, device=device, precision=given
 optimizer = make_optimizer(model, 1e-5, 0.01)
 scaler = make_scaler(device, is_fp16=False)
 budget = TokenBudget.for_model(model)
+weights = list(model.parameters())
 reranker = Reranker(model)
 
 
-def texts_of(batch: Batch) -> tuple[dict[str, str], dict[str, str]]:
-    queries = {query_id: query for query_id, query, _ in batch}
-    return queries, {doc_id: text for _, _, docs in batch for doc_id, text in docs}
+def texts_of(lists: Batch) -> tuple[dict[str, str], dict[str, str]]:
+    queries = {query_id: query for query_id, query, _ in lists}
+    return queries, {doc_id: text for _, _, docs in lists for doc_id, text in docs}
 
 
-def run_of(batch: Batch) -> Run:
+def run_of(lists: Batch) -> Run:
     """The lists as a run, best first."""
     return Run(
         {
             query_id: RankedList(tuple(doc_id for doc_id, _ in docs), np.arange(len(docs), 0, -1.0))
-            for query_id, _, docs in batch
+            for query_id, _, docs in lists
         }
     )
 
 
 def train(batches: list[Batch]) -> None:
-    # All texts are tokenised in the time measured, where a training does so once for all epochs.
-    # As there, a batch is prepared in the background while the step before it is computed.
-    def prepare(i: int) -> TrainingBatch:
-        queries, docs = texts_of(batches[i])
-        per_step = len(batches[i])
-        data = training_data(model, run_of(batches[i]), queries, docs, queries_per_step=per_step)
-        return data.batch(0)
-
-    for batch in made_ahead(prepare, range(len(batches))):
+    # As `rankdistillm.train` does: all texts are tokenised before the first step, once.
+    lists = [own for batch in batches for own in batch]
+    per_step = len(batches[0])
+    data = training_data(model, run_of(lists), *texts_of(lists), queries_per_step=per_step)
+    for batch in data.batches(0):
         step_gradients(model, ranknet_loss, batch, budget=budget, scaler=scaler)
         scaler.unscale_(optimizer)
-        clip_grad_norm_(model.parameters(), 1.0)
+        clip_grad_norm_(weights, 1.0)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)

@@ -4,22 +4,29 @@ As FlashAttention (Dao et al., NeurIPS 2022), but for pairs so short that one pr
 of one: backward it computes all three gradients in one go, without partial sums of other programs.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# Queries and keys that a program works on at a time.
-QUERIES, KEYS = 64, 64
+# Queries and keys that a program works on at a time, and as few queries as a matrix unit takes.
+QUERIES, KEYS, FEW_QUERIES = 64, 64, 16
+LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def _pair(bounds, HEADS: tl.constexpr):
-    """Which head is this program's, and its pair's first token and length."""
+def _pair(bounds, HEADS: tl.constexpr, IS_FIRST: tl.constexpr):
+    """Which head is this program's; its pair's first token and length, first query and queries."""
     pair = tl.program_id(0) // HEADS
     start = tl.load(bounds + pair)
     length = tl.load(bounds + pair + 1) - start
-    return tl.program_id(0) % HEADS, start.to(tl.int64), length
+    head = tl.program_id(0) % HEADS
+    if IS_FIRST:
+        return head, start.to(tl.int64), length, pair.to(tl.int64), 1
+    else:
+        return head, start.to(tl.int64), length, start.to(tl.int64), length
 
 
 @triton.jit
@@ -44,183 +51,219 @@ def _put(
     tl.store(tensor + rows * STRIDE + columns, values, (rows < length) & (columns < SIZE))
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_queries"])
 def _forward(
-    projected,
+    query,
+    key,
+    value,
     bounds,
     context,
     log_sums,
-    num_tokens,
+    num_queries,
     scaling,
+    QUERY_STRIDE: tl.constexpr,
+    KEY_STRIDE: tl.constexpr,
     HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
+    IS_FIRST: tl.constexpr,
 ):
-    HIDDEN: tl.constexpr = HEADS * SIZE
-    head, start, length = _pair(bounds, HEADS)
-    queries = projected + start * 3 * HIDDEN + head * SIZE
-    own_context = context + start * HIDDEN + head * SIZE
-    own_sums = log_sums + head * num_tokens.to(tl.int64) + start
-    for i in range(0, length, QUERIES):
-        query = _rows(queries, i, length, 3 * HIDDEN, QUERIES, SIZE, WIDTH)
+    head, start, length, place, own_queries = _pair(bounds, HEADS, IS_FIRST)
+    query += place * QUERY_STRIDE + head * SIZE
+    key += start * KEY_STRIDE + head * SIZE
+    value += start * KEY_STRIDE + head * SIZE
+    context += (place * HEADS + head) * SIZE
+    log_sums += head * num_queries.to(tl.int64) + place
+    for i in range(0, own_queries, QUERIES):
+        q = _rows(query, i, own_queries, QUERY_STRIDE, QUERIES, SIZE, WIDTH)
         highest = tl.full([QUERIES], float("-inf"), tl.float32)
         total = tl.zeros([QUERIES], tl.float32)
         gathered = tl.zeros([QUERIES, WIDTH], tl.float32)
         for j in range(0, length, KEYS):
-            key = _rows(queries + HIDDEN, j, length, 3 * HIDDEN, KEYS, SIZE, WIDTH)
-            value = _rows(queries + 2 * HIDDEN, j, length, 3 * HIDDEN, KEYS, SIZE, WIDTH)
-            logits = tl.dot(query, tl.trans(key)) * scaling
+            k = _rows(key, j, length, KEY_STRIDE, KEYS, SIZE, WIDTH)
+            v = _rows(value, j, length, KEY_STRIDE, KEYS, SIZE, WIDTH)
+            logits = tl.dot(q, tl.trans(k)) * scaling
             is_key = j + tl.arange(0, KEYS)[None, :] < length
             logits = tl.where(is_key, logits, float("-inf"))
             higher = tl.maximum(highest, tl.max(logits, 1))
             weights = tl.exp2(logits - higher[:, None])
             shrunk = tl.exp2(highest - higher)
             total = total * shrunk + tl.sum(weights, 1)
-            gathered = gathered * shrunk[:, None] + tl.dot(weights.to(value.dtype), value)
+            gathered = gathered * shrunk[:, None] + tl.dot(weights.to(v.dtype), v)
             highest = higher
         gathered /= total[:, None]
-        _put(own_context, gathered, i, length, HIDDEN, QUERIES, SIZE, WIDTH)
+        _put(context, gathered, i, own_queries, HEADS * SIZE, QUERIES, SIZE, WIDTH)
         rows = i + tl.arange(0, QUERIES)
-        tl.store(own_sums + rows, highest + tl.log2(total), rows < length)
+        tl.store(log_sums + rows, highest + tl.log2(total), rows < own_queries)
 
 
 @triton.jit
 def _queries(
-    projected, of_context, context, log_sums, first, length, HIDDEN: tl.constexpr,
-    QUERIES: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    query, of_context, context, log_sums, first, own_queries, QUERY_STRIDE: tl.constexpr,
+    STRIDE: tl.constexpr, QUERIES: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """What `_slopes` takes of some queries."""
-    query = _rows(projected, first, length, 3 * HIDDEN, QUERIES, SIZE, WIDTH)
-    gradient = _rows(of_context, first, length, HIDDEN, QUERIES, SIZE, WIDTH)
-    gathered = _rows(context, first, length, HIDDEN, QUERIES, SIZE, WIDTH)
+    q = _rows(query, first, own_queries, QUERY_STRIDE, QUERIES, SIZE, WIDTH)
+    gradient = _rows(of_context, first, own_queries, STRIDE, QUERIES, SIZE, WIDTH)
+    gathered = _rows(context, first, own_queries, STRIDE, QUERIES, SIZE, WIDTH)
     mean = tl.sum(gradient.to(tl.float32) * gathered.to(tl.float32), 1)
     rows = first + tl.arange(0, QUERIES)
-    return query, gradient, mean, tl.load(log_sums + rows, rows < length, 0.0)
+    return q, gradient, mean, tl.load(log_sums + rows, rows < own_queries, 0.0)
 
 
 @triton.jit
-def _slopes(key, value, query, gradient, mean, log_sum, num_keys, scaling, KEYS: tl.constexpr):
+def _slopes(k, v, q, gradient, mean, log_sum, num_keys, scaling, KEYS: tl.constexpr):
     """Weights of attention and gradients of its logits, ``[keys, queries]``.
 
     Queries beyond the pair's end have a gradient and so a slope of 0.
     """
-    weights = tl.exp2(tl.dot(key, tl.trans(query)) * scaling - log_sum[None, :])
+    weights = tl.exp2(tl.dot(k, tl.trans(q)) * scaling - log_sum[None, :])
     weights = tl.where(tl.arange(0, KEYS)[:, None] < num_keys, weights, 0.0)
-    slopes = weights * (tl.dot(value, tl.trans(gradient)) - mean[None, :])
-    return weights.to(value.dtype), slopes.to(value.dtype)
+    slopes = weights * (tl.dot(v, tl.trans(gradient)) - mean[None, :])
+    return weights.to(v.dtype), slopes.to(v.dtype)
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_queries"])
 def _backward(
     of_context,
-    projected,
+    query,
+    key,
+    value,
     bounds,
     context,
     log_sums,
-    of_projected,
-    num_tokens,
+    of_query,
+    of_key,
+    of_value,
+    num_queries,
     scaling,
     slope_scaling,
+    QUERY_STRIDE: tl.constexpr,
+    KEY_STRIDE: tl.constexpr,
     HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
+    IS_FIRST: tl.constexpr,
 ):
-    HIDDEN: tl.constexpr = HEADS * SIZE
-    head, start, length = _pair(bounds, HEADS)
-    queries = projected + start * 3 * HIDDEN + head * SIZE
-    of_queries = of_projected + start * 3 * HIDDEN + head * SIZE
-    own_context = context + start * HIDDEN + head * SIZE
-    of_own = of_context + start * HIDDEN + head * SIZE
-    own_sums = log_sums + head * num_tokens.to(tl.int64) + start
-    for i in range(0, length, QUERIES):
-        query, gradient, mean, log_sum = _queries(
-            queries, of_own, own_context, own_sums, i, length, HIDDEN, QUERIES, SIZE, WIDTH
-        )
-        of_query = tl.zeros([QUERIES, WIDTH], tl.float32)
+    STRIDE: tl.constexpr = HEADS * SIZE
+    head, start, length, place, own_queries = _pair(bounds, HEADS, IS_FIRST)
+    query += place * QUERY_STRIDE + head * SIZE
+    of_query += place * QUERY_STRIDE + head * SIZE
+    key += start * KEY_STRIDE + head * SIZE
+    of_key += start * KEY_STRIDE + head * SIZE
+    value += start * KEY_STRIDE + head * SIZE
+    of_value += start * KEY_STRIDE + head * SIZE
+    context += place * STRIDE + head * SIZE
+    of_context += place * STRIDE + head * SIZE
+    log_sums += head * num_queries.to(tl.int64) + place
+    for i in range(0, own_queries, QUERIES):
+        q, gradient, mean, log_sum = _queries(
+            query, of_context, context, log_sums, i, own_queries, QUERY_STRIDE, STRIDE, QUERIES,
+            SIZE, WIDTH,
+        )  # fmt: skip
+        sum_of_query = tl.zeros([QUERIES, WIDTH], tl.float32)
         for j in range(0, length, KEYS):
-            key = _rows(queries + HIDDEN, j, length, 3 * HIDDEN, KEYS, SIZE, WIDTH)
-            value = _rows(queries + 2 * HIDDEN, j, length, 3 * HIDDEN, KEYS, SIZE, WIDTH)
-            weights, slopes = _slopes(
-                key, value, query, gradient, mean, log_sum, length - j, scaling, KEYS
-            )
-            of_query += tl.dot(tl.trans(slopes), key)
-        of_query *= slope_scaling
-        _put(of_queries, of_query, i, length, 3 * HIDDEN, QUERIES, SIZE, WIDTH)
+            k = _rows(key, j, length, KEY_STRIDE, KEYS, SIZE, WIDTH)
+            v = _rows(value, j, length, KEY_STRIDE, KEYS, SIZE, WIDTH)
+            _, slopes = _slopes(k, v, q, gradient, mean, log_sum, length - j, scaling, KEYS)
+            sum_of_query += tl.dot(tl.trans(slopes), k)
+        sum_of_query *= slope_scaling
+        _put(of_query, sum_of_query, i, own_queries, QUERY_STRIDE, QUERIES, SIZE, WIDTH)
+    # The weights once more, which takes fewer registers than to sum up all three at once.
     for j in range(0, length, KEYS):
-        key = _rows(queries + HIDDEN, j, length, 3 * HIDDEN, KEYS, SIZE, WIDTH)
-        value = _rows(queries + 2 * HIDDEN, j, length, 3 * HIDDEN, KEYS, SIZE, WIDTH)
-        of_key = tl.zeros([KEYS, WIDTH], tl.float32)
-        of_value = tl.zeros([KEYS, WIDTH], tl.float32)
-        for i in range(0, length, QUERIES):
-            query, gradient, mean, log_sum = _queries(
-                queries, of_own, own_context, own_sums, i, length, HIDDEN, QUERIES, SIZE, WIDTH
-            )
-            weights, slopes = _slopes(
-                key, value, query, gradient, mean, log_sum, length - j, scaling, KEYS
-            )
-            of_key += tl.dot(slopes, query)
-            of_value += tl.dot(weights, gradient)
-        of_key *= slope_scaling
-        _put(of_queries + HIDDEN, of_key, j, length, 3 * HIDDEN, KEYS, SIZE, WIDTH)
-        _put(of_queries + 2 * HIDDEN, of_value, j, length, 3 * HIDDEN, KEYS, SIZE, WIDTH)
+        k = _rows(key, j, length, KEY_STRIDE, KEYS, SIZE, WIDTH)
+        v = _rows(value, j, length, KEY_STRIDE, KEYS, SIZE, WIDTH)
+        sum_of_key = tl.zeros([KEYS, WIDTH], tl.float32)
+        sum_of_value = tl.zeros([KEYS, WIDTH], tl.float32)
+        for i in range(0, own_queries, QUERIES):
+            q, gradient, mean, log_sum = _queries(
+                query, of_context, context, log_sums, i, own_queries, QUERY_STRIDE, STRIDE,
+                QUERIES, SIZE, WIDTH,
+            )  # fmt: skip
+            weights, slopes = _slopes(k, v, q, gradient, mean, log_sum, length - j, scaling, KEYS)
+            sum_of_key += tl.dot(slopes, q)
+            sum_of_value += tl.dot(weights, gradient)
+        sum_of_key *= slope_scaling
+        _put(of_key, sum_of_key, j, length, KEY_STRIDE, KEYS, SIZE, WIDTH)
+        _put(of_value, sum_of_value, j, length, KEY_STRIDE, KEYS, SIZE, WIDTH)
 
 
-LOG2_E = 1.4426950408889634
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """softmax(q·k · scaling) v inside each pair: ``[queries, heads, head size]``.
 
-
-def forward(projected: Tensor, bounds: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """softmax(q·k · scaling) v inside each pair: ``[tokens, heads, head size]``.
-
-    ``projected`` ``[tokens, 3, heads, head size]`` are queries, keys and values in half precision;
-    ``bounds`` int32 ``[pairs + 1]`` is where each pair ends, from 0. Also returned is what
-    `backward` needs, the binary logarithm of what each softmax divides by: float32
-    ``[heads, tokens]``.
+    ``key`` and ``value`` are ``[tokens, heads, head size]``, ``query`` as well or, for the first
+    token of each pair alone, ``[pairs, heads, head size]``; in half precision, and each head's
+    values beside each other. ``bounds`` int32 ``[pairs + 1]`` is where each pair ends, from 0. Also
+    returned is what `backward` needs, the binary logarithm of what each softmax divides by: float32
+    ``[heads, queries]``.
     """
-    num_tokens, _, heads, size = projected.shape
-    context = projected.new_empty((num_tokens, heads, size))
-    log_sums = projected.new_empty((heads, num_tokens), dtype=torch.float32)
+    num_queries, heads, size = query.shape
+    context = query.new_empty((num_queries, heads, size))
+    log_sums = query.new_empty((heads, num_queries), dtype=torch.float32)
     _forward[(heads * (len(bounds) - 1),)](
-        projected,
+        query,
+        key,
+        value,
         bounds,
         context,
         log_sums,
-        num_tokens,
+        num_queries,
         scaling * LOG2_E,
-        **_constants(heads, size),
+        **_constants(query, key),
     )
     return context, log_sums
 
 
 def backward(
     of_context: Tensor,
-    projected: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     bounds: Tensor,
     context: Tensor,
     log_sums: Tensor,
     scaling: float,
-) -> Tensor:
-    """Gradient of ``projected``, given that of the first thing that `forward` returns."""
-    num_tokens, _, heads, size = projected.shape
-    of_projected = torch.empty_like(projected)
+    gradients: Sequence[Tensor],
+) -> None:
+    """Write gradients of the first three inputs of `forward`, given that of its first output.
+
+    ``gradients`` are where to, of the same shapes and strides.
+    """
+    num_queries, heads, _ = query.shape
     _backward[(heads * (len(bounds) - 1),)](
-        of_context,
-        projected,
+        of_context.contiguous(),
+        query,
+        key,
+        value,
         bounds,
         context,
         log_sums,
-        of_projected,
-        num_tokens,
+        *gradients,
+        num_queries,
         scaling * LOG2_E,
         scaling,
-        **_constants(heads, size),
+        **_constants(query, key),
     )
-    return of_projected
 
 
-def _constants(heads: int, size: int) -> dict[str, int]:
-    width = max(16, triton.next_power_of_2(size))
-    return {"HEADS": heads, "SIZE": size, "WIDTH": width, "QUERIES": QUERIES, "KEYS": KEYS}
+def _constants(query: Tensor, key: Tensor) -> dict[str, int]:
+    _, heads, size = query.shape
+    is_first = len(query) != len(key)
+    return {
+        "QUERY_STRIDE": query.stride(0),
+        "KEY_STRIDE": key.stride(0),
+        "HEADS": heads,
+        "SIZE": size,
+        "WIDTH": max(16, triton.next_power_of_2(size)),
+        "QUERIES": FEW_QUERIES if is_first else QUERIES,
+        "KEYS": KEYS,
+        "IS_FIRST": is_first,
+        # With more, Triton 3.6 reads ahead and gives wrong gradients, and is slower.
+        "num_stages": 1,
+    }
