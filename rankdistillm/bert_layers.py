@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from rankdistillm import cpu_layers, cuda_layers
 from rankdistillm.cpu_layers import CpuLayer
-from rankdistillm.cuda_layers import CudaLayer, States
+from rankdistillm.cuda_gradients import States
+from rankdistillm.cuda_layers import CudaLayer
 from rankdistillm.packed_attention import attend
 from rankdistillm.segments import Segments
 
@@ -152,7 +153,7 @@ def _head_shape(inner: Any) -> tuple[int, int]:
 
 
 def _whole(hidden: Tensor | States) -> Tensor:
-    return hidden if isinstance(hidden, Tensor) else hidden.whole
+    return hidden if isinstance(hidden, Tensor) else hidden.whole.unsqueeze(0)
 
 
 def _narrowed(hidden: Tensor) -> Tensor:

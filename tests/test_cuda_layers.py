@@ -11,8 +11,10 @@ from test_gradients import distance
 from test_model import DOCS, PAIRS, load, pack
 from transformers.activations import ACT2FN
 
+from rankdistillm import cuda_gradients
 from rankdistillm import cuda_layers as module
-from rankdistillm.cuda_layers import CudaLayer, States
+from rankdistillm.cuda_gradients import States
+from rankdistillm.cuda_layers import CudaLayer
 from rankdistillm.dropout import random_bits, threshold_of
 from rankdistillm.networks import POOLINGS, MonoNetwork
 from rankdistillm.rerank import Reranker
@@ -32,7 +34,7 @@ def by_reference(monkeypatch):
     kernels = SimpleNamespace(
         attention=reference.Attention, gelu=reference.Gelu, norm=reference.Norm
     )
-    monkeypatch.setattr(module, "_kernels", lambda: kernels)
+    monkeypatch.setattr(cuda_gradients, "kernels", lambda: kernels)
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def states(dtype=torch.float64):
 
 
 def whole(output):
-    return output.whole if isinstance(output, States) else output
+    return output.whole.unsqueeze(0) if isinstance(output, States) else output
 
 
 def run(layers, compute):
@@ -124,7 +126,7 @@ def test_gradients_are_those_of_the_dropout_that_was_drawn(layers):
 
     def compute(whole, half, *_):
         torch.manual_seed(3)
-        return CudaLayer(layer, torch.float64)(States(whole, half), SEGMENTS)
+        return CudaLayer(layer, torch.float64)(States(whole[0], half[0]), SEGMENTS)
 
     given = (states(), states().detach().flip(1).requires_grad_(), *layer.parameters())
     assert torch.autograd.gradcheck(compute, given, fast_mode=True)
@@ -307,7 +309,7 @@ def test_where_triton_does_not_work_it_is_said(monkeypatch, caplog):
     def absent():
         raise ImportError("No module named 'triton'")
 
-    monkeypatch.setattr(module, "_kernels", absent)
+    monkeypatch.setattr(cuda_gradients, "kernels", absent)
     assert not module.is_available.__wrapped__(torch.device("cuda"))
     assert "No module named 'triton'" in caplog.text
     assert "install it" in caplog.text

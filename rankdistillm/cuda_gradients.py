@@ -1,0 +1,216 @@
+"""What the layers for GPUs are made of, each with its backward pass written out.
+
+As `torch.autograd.Function`: a layer of transformers' has some forty operations each way, which to
+issue takes longer than to compute where tokens are few.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+from rankdistillm.dropout import random_bits, threshold_of
+
+
+class States(NamedTuple):
+    """Hidden states ``[tokens, hidden]``, whole and as the next matrix product takes them."""
+
+    whole: Tensor
+    half: Tensor
+
+
+class SumAndNorm(NamedTuple):
+    """LayerNorm(residual + dropout(added + bias)), the end of both halves of a layer.
+
+    ``threshold`` and ``scale`` are those of its dropout, if ``is_dropped``; ``is_kept``: for a
+    backward pass.
+    """
+
+    is_dropped: bool
+    threshold: int
+    scale: float
+    eps: float
+    is_kept: bool
+
+    def forward(
+        self, added: Tensor, residual: Tensor, parameters: Sequence[Tensor]
+    ) -> tuple[States, tuple[Tensor | None, ...]]:
+        """States, and what `backward` takes; ``parameters``: bias, and those of the norm."""
+        bits = random_bits(added) if self.is_dropped else None
+        *states, normed, rstd = kernels().norm.forward(
+            added, residual, *parameters, bits, *self[1:4], is_kept=self.is_kept
+        )
+        return States(*states), (normed, rstd, parameters[1], bits)
+
+    def backward(
+        self, gradients: Sequence[Tensor], kept: Sequence[Tensor | None]
+    ) -> tuple[Tensor, ...]:
+        """Gradients of ``added``, ``residual`` and ``parameters``, given those of the states."""
+        return kernels().norm.backward(*gradients, *kept, self.threshold, self.scale)
+
+
+def sum_and_norm(output: Any) -> tuple[SumAndNorm, tuple[Tensor, Tensor, Tensor]]:
+    """It, and its parameters."""
+    rate = output.dropout.p if output.training else 0.0
+    dropout = (rate > 0, threshold_of(rate), 1 / (1 - rate))
+    norm = output.LayerNorm
+    made = SumAndNorm(*dropout, norm.eps, is_kept=torch.is_grad_enabled())
+    return made, (output.dense.bias, norm.weight, norm.bias)
+
+
+class Attended(torch.autograd.Function):
+    """The first half of a layer: attention among the tokens of each pair."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        sum_up: SumAndNorm,
+        how: tuple[Tensor, float, tuple[int, int, int]],
+        whole: Tensor,
+        half: Tensor,
+        project: Tensor,
+        project_bias: Tensor,
+        gather: Tensor,
+        *parameters: Tensor,
+    ) -> States:
+        bounds, scaling, heads = how
+        projected = linear(half, project, project_bias).unflatten(-1, heads)
+        context, log_sums = kernels().attention.forward(*projected.unbind(1), bounds, scaling)
+        context = context.flatten(1)
+        states, kept = sum_up.forward(linear(context, gather), whole, parameters)
+        ctx.sum_up, ctx.scaling = sum_up, scaling
+        ctx.save_for_backward(half, project, gather, bounds, projected, context, log_sums, *kept)
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        half, project, gather, bounds, projected, context, log_sums, *kept = ctx.saved_tensors
+        of_added, of_whole, *of_parameters = ctx.sum_up.backward(gradients, kept)
+        of_projected = torch.empty_like(projected)
+        kernels().attention.backward(
+            of_added @ gather,
+            *projected.unbind(1),
+            bounds,
+            context,
+            log_sums,
+            ctx.scaling,
+            of_projected.unbind(1),
+        )
+        of_projected = of_projected.flatten(1)
+        of_project = of_projected.mT @ half
+        of_gather = of_added.mT @ context
+        of_half = of_projected @ project
+        of_matrices = (of_project, of_projected.sum(0), of_gather)
+        return None, None, of_whole, of_half, *of_matrices, *of_parameters
+
+
+class FeedForward(torch.autograd.Function):
+    """The second half of a layer: what it does with each token alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        sum_up: SumAndNorm,
+        whole: Tensor,
+        half: Tensor,
+        widen: Tensor,
+        widen_bias: Tensor,
+        narrow: Tensor,
+        *parameters: Tensor,
+    ) -> States:
+        widened = linear(half, widen)
+        activated = kernels().gelu.forward(widened, widen_bias)
+        states, kept = sum_up.forward(linear(activated, narrow), whole, parameters)
+        ctx.sum_up = sum_up
+        ctx.save_for_backward(half, widen, widen_bias, narrow, widened, activated, *kept)
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        half, widen, widen_bias, narrow, widened, activated, *kept = ctx.saved_tensors
+        of_added, of_whole, *of_parameters = ctx.sum_up.backward(gradients, kept)
+        of_activated = of_added @ narrow
+        of_widened, of_widen_bias = kernels().gelu.backward(of_activated, widened, widen_bias)
+        of_matrices = (of_widened.mT @ half, of_widen_bias, of_added.mT @ activated)
+        return None, of_whole, of_widened @ widen, *of_matrices, *of_parameters
+
+
+class ContextOfOne(torch.autograd.Function):
+    """Attention of a query of each pair, with its gradient; ``keys`` are keys and values."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, keys: Tensor, bounds: Tensor, scaling: float) -> Tensor:
+        context, log_sums = kernels().attention.forward(query, *keys.unbind(1), bounds, scaling)
+        ctx.scaling = scaling
+        ctx.save_for_backward(query, keys, bounds, context, log_sums)
+        return context
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, keys, *rest = ctx.saved_tensors
+        of_query, of_keys = torch.empty_like(query), torch.empty_like(keys)
+        kernels().attention.backward(
+            gradients[0],
+            query,
+            *keys.unbind(1),
+            *rest,
+            ctx.scaling,
+            (of_query, *of_keys.unbind(1)),
+        )
+        return of_query, of_keys, None, None
+
+
+class Halves(torch.autograd.Function):
+    """Copies in half precision; of the first ``number`` one below the other, and of the next ones.
+
+    One launch makes them, and one their gradients: where tokens are few, a step takes as long as
+    the processor takes to issue its operations.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, dtype: torch.dtype, number: int, *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.number = number
+        ctx.save_for_backward(*parameters)
+        sizes = [parameter.numel() for parameter in parameters]
+        row = parameters[0].new_empty(sum(sizes), dtype=dtype)
+        copies = [
+            copy.view_as(parameter)
+            for copy, parameter in zip(row.split(sizes), parameters, strict=True)
+        ]
+        torch._foreach_copy_(copies, parameters)
+        weights, biases = sum(sizes[:number]), sum(sizes[number : 2 * number])
+        weight, bias, _ = row.tensor_split((weights, weights + biases))
+        return weight.view(-1, *parameters[0].shape[1:]), bias, *copies[2 * number :]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weight, bias, *others = gradients
+        found = [torch.empty_like(parameter) for parameter in ctx.saved_tensors]
+        parts = [*weight.chunk(ctx.number), *bias.chunk(ctx.number), *others]
+        torch._foreach_copy_(found, parts)
+        return None, None, *found
+
+
+def joined_halves(dtype: torch.dtype, joined: Sequence[Any], *others: Any) -> tuple[Tensor, ...]:
+    """Of linear layers in half precision: (weight, bias) of the joined ones; others' weights."""
+    weights, biases = zip(*((linear.weight, linear.bias) for linear in joined), strict=True)
+    rest = (linear.weight for linear in others)
+    return Halves.apply(dtype, len(joined), *weights, *biases, *rest)
+
+
+@cache
+def kernels() -> Any:
+    from rankdistillm.kernels import attention, gelu, norm
+
+    return SimpleNamespace(attention=attention, gelu=gelu, norm=norm)
