@@ -4,7 +4,8 @@ Only the first token of each pair reaches the head, so that in the last layer th
 output projection and the feed-forward of the others are never used. Nor are their keys and values
 needed one by one: with the one query q of a pair, q·(W h + b) = (Wᵀ q)·h + q·b takes a product of
 that query with the matrix instead of one for each token h, and Σ w (W h + b) = W (Σ w h) + b Σ w
-does as well. Exact: the first token's state is the one that the whole layer gives.
+does as well. Exact: the first token's state is the one that the whole layer gives. (In half
+precision on a GPU it is quicker to project them all than to pad rectangles for those products.)
 """
 
 from collections.abc import Callable, Mapping

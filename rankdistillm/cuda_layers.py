@@ -112,8 +112,8 @@ def is_available(device: torch.device) -> bool:
             kernels.gelu.forward(ones, ones[0])
     except Exception as error:  # no Triton, no C compiler, a GPU that it does not know
         log.warning(
-            "Triton does not work here (%s), which costs up to a fifth of the speed: install it, "
-            "and a C compiler",
+            "Triton does not work here (%s), which costs a quarter of the speed: install it, and a "
+            "C compiler",
             error,
         )
         return False

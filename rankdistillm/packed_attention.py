@@ -4,8 +4,8 @@ An encoder of transformers runs on ``[1, tokens]``, all pairs end to end, and ha
 keys and values to `packed_attention`. On CUDA in half precision that is torch's variable-length
 flash attention; elsewhere pairs of about the same length share a rectangle for the two matrix
 products, and only there are padded. The flash kernel has no dropout of attention probabilities:
-where it computes, ``attention_probs_dropout_prob`` is not applied in training (other dropout is,
-and so is that of a last layer which `rankdistillm.bert_layers` computes for first tokens).
+where it computes, ``attention_probs_dropout_prob`` is not applied in training (other dropout is).
+BERT's layers have a quicker kernel on a GPU (`rankdistillm.cuda_layers`), without it as well.
 """
 
 import inspect

@@ -12,8 +12,6 @@ from rankdistillm.devices import to_device
 # A rectangle is padded to its longest pair. The shortest has at least this share of its width, or
 # would need the same width by itself.
 FULL = 0.75
-# On a GPU those of `Segments.alike`, which take little to compute: each costs dozens of launches.
-FULL_ENOUGH = 0.5
 # On a CPU the matrices of a product have a multiple of so many rows. How the rows beyond it are
 # rounded depends on which of them a thread has, and so on the number of threads (MKL on AMD).
 ROWS = 4
@@ -60,21 +58,17 @@ class Segments:
     @cached_property
     def alike(self) -> list["Segments"]:
         """The pairs once more, neighbours of about the same length together: parts to be padded."""
-        return self._parts(ROWS, FULL) if self._is_on_cpu else self._parts(1, FULL_ENOUGH)
+        return self._parts(float("inf"), ROWS if self.device.type == "cpu" else 1)
 
     @cached_property
     def rectangles(self) -> list["Segments"]:
-        """As `alike`, for more to compute: less padded on a GPU, on a CPU what fits its cache."""
-        return self._parts(ROWS, FULL, PRODUCTS) if self._is_on_cpu else self._parts(1, FULL)
+        """`alike`, on a CPU in parts that fit its cache."""
+        return self._parts(PRODUCTS, ROWS) if self.device.type == "cpu" else self.alike
 
     @cached_property
     def aligned(self) -> list["Segments"]:
         """`rectangles`, on a CPU of widths that suit half precision."""
-        return self._parts(MULTIPLE, FULL, PRODUCTS) if self._is_on_cpu else self.rectangles
-
-    @property
-    def _is_on_cpu(self) -> bool:
-        return self.device.type == "cpu"
+        return self._parts(PRODUCTS, MULTIPLE) if self.device.type == "cpu" else self.alike
 
     @cached_property
     def aligned_places(self) -> Tensor:
@@ -94,16 +88,14 @@ class Segments:
         widths = np.repeat(*np.transpose([(p.width, len(p.lengths)) for p in self.aligned]))
         return self._to_device(np.repeat(np.cumsum(widths) - widths, self.lengths)) + self.positions
 
-    def _parts(
-        self, multiple: int, full: float, products: float = float("inf")
-    ) -> list["Segments"]:
+    def _parts(self, products: float, multiple: int) -> list["Segments"]:
         parts = []
         rest = self.lengths
         while len(rest):
             width = -(-np.maximum.accumulate(rest) // multiple) * multiple
-            is_full = np.minimum.accumulate(rest) >= np.minimum(full * width, width - multiple + 1)
+            full = np.minimum.accumulate(rest) >= np.minimum(FULL * width, width - multiple + 1)
             fits = np.arange(1, len(rest) + 1) * width**2 <= products
-            pairs = max(1, int((is_full & fits).sum()))
+            pairs = max(1, int((full & fits).sum()))
             parts.append(Segments(rest[:pairs], self.device, multiple))
             rest = rest[pairs:]
         return parts

@@ -1,4 +1,4 @@
-"""What lies between the matrix products of a layer, on a GPU, as kernels of Triton.
+"""Attention and what else lies between the matrix products of a layer, as kernels of Triton.
 
 Triton comes with torch's builds for CUDA; without it the modules of this folder cannot be imported,
 and `rankdistillm.cuda_layers` does without them.
