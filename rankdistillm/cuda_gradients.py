@@ -25,42 +25,30 @@ class States(NamedTuple):
 
 
 class SumAndNorm(NamedTuple):
-    """LayerNorm(residual + dropout(added + bias)), the end of both halves of a layer.
+    """LayerNorm(residual + dropout(added + bias)), the end of both halves of a layer."""
 
-    ``threshold`` and ``scale`` are those of its dropout, if ``is_dropped``; ``is_kept``: for a
-    backward pass.
-    """
-
-    is_dropped: bool
-    threshold: int
-    scale: float
-    eps: float
-    is_kept: bool
+    rate: float  # of the dropout
+    eps: float  # of the norm
+    is_kept: bool  # what `backward` takes
 
     def forward(
         self, added: Tensor, residual: Tensor, parameters: Sequence[Tensor]
     ) -> tuple[States, tuple[Tensor | None, ...]]:
-        """States, and what `backward` takes; ``parameters``: bias, and those of the norm."""
-        bits = random_bits(added) if self.is_dropped else None
-        *states, normed, rstd = kernels().norm.forward(
-            added, residual, *parameters, bits, *self[1:4], is_kept=self.is_kept
-        )
+        """States, and what `backward` takes; ``parameters``: the bias, and those of the norm."""
+        bits = random_bits(added) if self.rate else None
+        inputs = (added, residual, *parameters, bits, *self._dropout, self.eps)
+        *states, normed, rstd = kernels().norm.forward(*inputs, is_kept=self.is_kept)
         return States(*states), (normed, rstd, parameters[1], bits)
 
     def backward(
         self, gradients: Sequence[Tensor], kept: Sequence[Tensor | None]
     ) -> tuple[Tensor, ...]:
         """Gradients of ``added``, ``residual`` and ``parameters``, given those of the states."""
-        return kernels().norm.backward(*gradients, *kept, self.threshold, self.scale)
+        return kernels().norm.backward(*gradients, *kept, *self._dropout)
 
-
-def sum_and_norm(output: Any) -> tuple[SumAndNorm, tuple[Tensor, Tensor, Tensor]]:
-    """It, and its parameters."""
-    rate = output.dropout.p if output.training else 0.0
-    dropout = (rate > 0, threshold_of(rate), 1 / (1 - rate))
-    norm = output.LayerNorm
-    made = SumAndNorm(*dropout, norm.eps, is_kept=torch.is_grad_enabled())
-    return made, (output.dense.bias, norm.weight, norm.bias)
+    @property
+    def _dropout(self) -> tuple[int, float]:
+        return threshold_of(self.rate), 1 / (1 - self.rate)
 
 
 class Attended(torch.autograd.Function):
@@ -70,7 +58,9 @@ class Attended(torch.autograd.Function):
     def forward(
         ctx: Any,
         sum_up: SumAndNorm,
-        how: tuple[Tensor, float, tuple[int, int, int]],
+        bounds: Tensor,
+        scaling: float,
+        heads: tuple[int, int, int],
         whole: Tensor,
         half: Tensor,
         project: Tensor,
@@ -78,7 +68,6 @@ class Attended(torch.autograd.Function):
         gather: Tensor,
         *parameters: Tensor,
     ) -> States:
-        bounds, scaling, heads = how
         projected = linear(half, project, project_bias).unflatten(-1, heads)
         context, log_sums = kernels().attention.forward(*projected.unbind(1), bounds, scaling)
         context = context.flatten(1)
@@ -107,7 +96,7 @@ class Attended(torch.autograd.Function):
         of_gather = of_added.mT @ context
         of_half = of_projected @ project
         of_matrices = (of_project, of_projected.sum(0), of_gather)
-        return None, None, of_whole, of_half, *of_matrices, *of_parameters
+        return None, None, None, None, of_whole, of_half, *of_matrices, *of_parameters
 
 
 class FeedForward(torch.autograd.Function):

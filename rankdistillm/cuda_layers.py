@@ -25,8 +25,8 @@ from rankdistillm.cuda_gradients import (
     ContextOfOne,
     FeedForward,
     States,
+    SumAndNorm,
     joined_halves,
-    sum_and_norm,
 )
 from rankdistillm.segments import Segments
 
@@ -58,19 +58,26 @@ class CudaLayer:
         if isinstance(hidden, Tensor):
             whole = hidden.squeeze(0).to(layer.output.LayerNorm.weight.dtype)
             hidden = States(whole, whole.to(self._dtype))
-        sum_up, parameters = sum_and_norm(layer.attention.output)
         heads = (3, inner.num_attention_heads, inner.attention_head_size)
-        how = (segments.bounds, inner.scaling, heads)
-        last_sum_up, last_parameters = sum_and_norm(layer.output)
+        attention = (segments.bounds, inner.scaling, heads)
+        sum_up, parameters = _sum_and_norm(layer.attention.output)
+        last_sum_up, last_parameters = _sum_and_norm(layer.output)
         device = hidden.half.device
         # Triton computes on the device that is torch's current one.
         with torch.cuda.device_of(hidden.half), torch.autocast(device.type, enabled=False):
-            attended = Attended.apply(sum_up, how, *hidden, *self._attention, *parameters)
+            attended = Attended.apply(sum_up, *attention, *hidden, *self._attention, *parameters)
             widen = (self._widen, layer.intermediate.dense.bias)
             found = FeedForward.apply(
                 last_sum_up, *attended, *widen, self._narrow, *last_parameters
             )
         return States(*found)
+
+
+def _sum_and_norm(output: Any) -> tuple[SumAndNorm, tuple[Tensor, Tensor, Tensor]]:
+    """It, and its parameters; ``output``: the modules at the end of a layer's half."""
+    rate, norm = output.dropout.p if output.training else 0.0, output.LayerNorm
+    made = SumAndNorm(rate, norm.eps, is_kept=torch.is_grad_enabled())
+    return made, (output.dense.bias, norm.weight, norm.bias)
 
 
 def takes(layer: Any) -> bool:
