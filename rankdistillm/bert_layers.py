@@ -5,7 +5,8 @@ output projection and the feed-forward of the others are never used. Nor are the
 needed one by one: with the one query q of a pair, q·(W h + b) = (Wᵀ q)·h + q·b takes a product of
 that query with the matrix instead of one for each token h, and Σ w (W h + b) = W (Σ w h) + b Σ w
 does as well. Exact: the first token's state is the one that the whole layer gives. (In half
-precision on a GPU it is quicker to project them all than to pad rectangles for those products.)
+precision on a GPU it is quicker to project them all, with its rounding, than to pad rectangles for
+those products.)
 """
 
 from collections.abc import Callable, Mapping
@@ -98,7 +99,8 @@ def _first_token_layer(
     layer: Any, hidden: Tensor | States, *_: Any, segments: Segments, **__: Any
 ) -> Tensor:
     inner = layer.attention.self
-    # Little to compute and last before the score: not worth autocast's rounding.
+    # Little to compute and last before the score: not worth autocast's rounding, but for the keys
+    # and values of all tokens.
     with torch.autocast(segments.device.type, enabled=False):
         states = _whole(hidden).to(inner.query.weight.dtype)
         first = states.index_select(1, segments.starts)

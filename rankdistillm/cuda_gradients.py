@@ -29,7 +29,7 @@ class SumAndNorm(NamedTuple):
 
     rate: float  # of the dropout
     eps: float  # of the norm
-    is_kept: bool  # what `backward` takes
+    is_kept: bool  # whether to keep what `backward` takes
 
     def forward(
         self, added: Tensor, residual: Tensor, parameters: Sequence[Tensor]
@@ -59,8 +59,9 @@ class Attended(torch.autograd.Function):
         ctx: Any,
         sum_up: SumAndNorm,
         bounds: Tensor,
+        longest: int,
         scaling: float,
-        heads: tuple[int, int, int],
+        head_shape: tuple[int, int, int],
         whole: Tensor,
         half: Tensor,
         project: Tensor,
@@ -68,11 +69,13 @@ class Attended(torch.autograd.Function):
         gather: Tensor,
         *parameters: Tensor,
     ) -> States:
-        projected = linear(half, project, project_bias).unflatten(-1, heads)
-        context, log_sums = kernels().attention.forward(*projected.unbind(1), bounds, scaling)
+        projected = linear(half, project, project_bias).unflatten(-1, head_shape)
+        context, log_sums = kernels().attention.forward(
+            *projected.unbind(1), bounds, longest, scaling
+        )
         context = context.flatten(1)
         states, kept = sum_up.forward(linear(context, gather), whole, parameters)
-        ctx.sum_up, ctx.scaling = sum_up, scaling
+        ctx.sum_up, ctx.longest, ctx.scaling = sum_up, longest, scaling
         ctx.save_for_backward(half, project, gather, bounds, projected, context, log_sums, *kept)
         return states
 
@@ -86,9 +89,10 @@ class Attended(torch.autograd.Function):
             of_added @ gather,
             *projected.unbind(1),
             bounds,
+            ctx.longest,
+            ctx.scaling,
             context,
             log_sums,
-            ctx.scaling,
             of_projected.unbind(1),
         )
         of_projected = of_projected.flatten(1)
@@ -96,7 +100,7 @@ class Attended(torch.autograd.Function):
         of_gather = of_added.mT @ context
         of_half = of_projected @ project
         of_matrices = (of_project, of_projected.sum(0), of_gather)
-        return None, None, None, None, of_whole, of_half, *of_matrices, *of_parameters
+        return *[None] * 5, of_whole, of_half, *of_matrices, *of_parameters
 
 
 class FeedForward(torch.autograd.Function):
@@ -132,36 +136,49 @@ class FeedForward(torch.autograd.Function):
 
 
 class ContextOfOne(torch.autograd.Function):
-    """Attention of a query of each pair, with its gradient; ``keys`` are keys and values."""
+    """Attention of one query of each pair, its first token's."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, keys: Tensor, bounds: Tensor, scaling: float) -> Tensor:
-        context, log_sums = kernels().attention.forward(query, *keys.unbind(1), bounds, scaling)
-        ctx.scaling = scaling
-        ctx.save_for_backward(query, keys, bounds, context, log_sums)
+    def forward(
+        ctx: Any,
+        bounds: Tensor,
+        longest: int,
+        scaling: float,
+        query: Tensor,
+        keys_and_values: Tensor,
+    ) -> Tensor:
+        context, log_sums = kernels().attention.forward(
+            query, *keys_and_values.unbind(1), bounds, longest, scaling
+        )
+        ctx.longest, ctx.scaling = longest, scaling
+        ctx.save_for_backward(query, keys_and_values, bounds, context, log_sums)
         return context
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, keys, *rest = ctx.saved_tensors
-        of_query, of_keys = torch.empty_like(query), torch.empty_like(keys)
+        query, keys_and_values, bounds, context, log_sums = ctx.saved_tensors
+        found = torch.empty_like(query), torch.empty_like(keys_and_values)
         kernels().attention.backward(
             gradients[0],
             query,
-            *keys.unbind(1),
-            *rest,
+            *keys_and_values.unbind(1),
+            bounds,
+            ctx.longest,
             ctx.scaling,
-            (of_query, *of_keys.unbind(1)),
+            context,
+            log_sums,
+            (found[0], *found[1].unbind(1)),
         )
-        return of_query, of_keys, None, None
+        return None, None, None, *found
 
 
 class Halves(torch.autograd.Function):
-    """Copies in half precision; of the first ``number`` one below the other, and of the next ones.
+    """Copies in half precision of ``number`` matrices, as many biases, and other matrices.
 
-    One launch makes them, and one their gradients: where tokens are few, a step takes as long as
-    the processor takes to issue its operations.
+    Those matrices are one, each below the one before, and so are those biases. One launch makes all
+    copies, and one their gradients: where tokens are few, a step takes as long as the processor
+    takes to issue its operations.
     """
 
     @staticmethod
@@ -169,7 +186,7 @@ class Halves(torch.autograd.Function):
         ctx: Any, dtype: torch.dtype, number: int, *parameters: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.number = number
-        ctx.save_for_backward(*parameters)
+        ctx.save_for_backward(*parameters)  # for their shapes: they are there anyway
         sizes = [parameter.numel() for parameter in parameters]
         row = parameters[0].new_empty(sum(sizes), dtype=dtype)
         copies = [

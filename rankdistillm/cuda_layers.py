@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 class CudaLayer:
     """A layer, with a copy in half precision of the matrices that it has now.
 
-    Gradients reach the layer's own, unless it was made without. Biases and normalisation weights,
-    which are taken as they are, are in float32.
+    Gradients reach the layer's own, unless it was made without. Normalisation weights and biases,
+    but for those of the projections, are taken as they are, in float32.
     """
 
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
@@ -58,8 +58,8 @@ class CudaLayer:
         if isinstance(hidden, Tensor):
             whole = hidden.squeeze(0).to(layer.output.LayerNorm.weight.dtype)
             hidden = States(whole, whole.to(self._dtype))
-        heads = (3, inner.num_attention_heads, inner.attention_head_size)
-        attention = (segments.bounds, inner.scaling, heads)
+        head_shape = (3, inner.num_attention_heads, inner.attention_head_size)
+        attention = (segments.bounds, segments.longest, inner.scaling, head_shape)
         sum_up, parameters = _sum_and_norm(layer.attention.output)
         last_sum_up, last_parameters = _sum_and_norm(layer.output)
         device = hidden.half.device
@@ -93,8 +93,9 @@ def context_of_one(inner: Any, query: Tensor, half: Tensor, segments: Segments) 
     """
     weight, bias = joined_halves(half.dtype, (inner.key, inner.value))
     with torch.cuda.device_of(half):
-        keys = linear(half, weight, bias).unflatten(-1, (2, *query.shape[1:]))
-        own = ContextOfOne.apply(query.to(half.dtype), keys, segments.bounds, inner.scaling)
+        keys_and_values = linear(half, weight, bias).unflatten(-1, (2, *query.shape[1:]))
+        attention = (segments.bounds, segments.longest, inner.scaling)
+        own = ContextOfOne.apply(*attention, query.to(half.dtype), keys_and_values)
     return own.to(query.dtype)
 
 
@@ -115,8 +116,10 @@ def is_available(device: torch.device) -> bool:
         if torch.cuda.get_device_capability(device) < (8, 0):
             return False
         ones = torch.ones(1, 16, device=device)
+        bounds = torch.tensor([0, 1], dtype=torch.int32, device=device)
         with torch.cuda.device(device):
             kernels.gelu.forward(ones, ones[0])
+            kernels.attention.forward(*[ones.unsqueeze(0).half()] * 3, bounds, 1, 1.0)
     except Exception as error:  # no Triton, no C compiler, a GPU that it does not know
         log.warning(
             "Triton does not work here (%s), which costs a quarter of the speed: install it, and a "

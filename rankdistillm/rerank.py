@@ -206,7 +206,7 @@ class Reranker:
         weights = list(self.model.parameters())
         # torch counts the changes of a tensor in place.
         places = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
-        if places != self._places:
+        if places != self._places or not self._fused:
             self._fused, self._places = self.model.fused_layers(), places
             # So that no other tensor can get their memory.
             self._fused_from = [weight.detach() for weight in weights] if self._fused else []

@@ -141,13 +141,15 @@ class _Work:
     def _tokenise_fast(self, texts: list[str], max_length: int | None) -> list[list[int]]:
         """The same ids without all else that transformers asks for, as where a token comes from."""
         backend = self.tokenizer.backend_tokenizer
+        # As transformers sets them before each call; others may have used the tokeniser.
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
         backend.no_truncation()
         backend.no_padding()
         encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
         if max_length is None:
             return [text.ids for text in encoded]
         if self.tokenizer.truncation_side == "left":
-            return [text.ids[-max_length:] for text in encoded]
+            return [text.ids[max(0, len(text.ids) - max_length) :] for text in encoded]
         return [text.ids[:max_length] for text in encoded]
 
 
@@ -266,7 +268,7 @@ def _fingerprint(tokenizer: Any) -> str:
         content |= {"truncation": None, "padding": None}
         content |= {
             n: getattr(tokenizer, n, None)
-            for n in ("truncation_side", "clean_up_tokenization_spaces")
+            for n in ("truncation_side", "split_special_tokens", "clean_up_tokenization_spaces")
         }
     else:
         content = [type(tokenizer).__name__, tokenizer.get_vocab(), str(tokenizer.init_kwargs)]

@@ -8,7 +8,7 @@ from torch.nn.functional import gelu
 
 class Attention:
     @staticmethod
-    def forward(query, key, value, bounds, scaling):
+    def forward(query, key, value, bounds, longest, scaling):
         sizes = bounds.diff().tolist()
         own_sizes = sizes if len(query) == len(key) else [1] * len(sizes)
         parts = zip(query.split(own_sizes), key.split(sizes), value.split(sizes), strict=True)
@@ -16,10 +16,12 @@ class Attention:
         return torch.cat(contexts), torch.cat(sums, -1)
 
     @staticmethod
-    def backward(of_context, query, key, value, bounds, context, log_sums, scaling, gradients):
+    def backward(
+        of_context, query, key, value, bounds, longest, scaling, context, log_sums, gradients
+    ):
         inputs = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
         with torch.enable_grad():
-            again, _ = Attention.forward(*inputs, bounds, scaling)
+            again, _ = Attention.forward(*inputs, bounds, longest, scaling)
         found = torch.autograd.grad(again, inputs, of_context.view(again.shape))
         for gradient, own in zip(gradients, found, strict=True):
             gradient.copy_(own)

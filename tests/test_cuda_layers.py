@@ -17,6 +17,7 @@ from rankdistillm.cuda_gradients import States
 from rankdistillm.cuda_layers import CudaLayer
 from rankdistillm.dropout import random_bits, threshold_of
 from rankdistillm.networks import POOLINGS, MonoNetwork
+from rankdistillm.packed_attention import attend
 from rankdistillm.rerank import Reranker
 from rankdistillm.segments import Segments
 
@@ -94,7 +95,28 @@ def test_products_are_in_half_precision_and_the_rest_is_not(layers):
     assert 0 < (found.whole - exact).norm() < 0.01 * exact.norm()
     # States in half precision, as a projection of embeddings gives them under autocast.
     projected = CudaLayer(layer, torch.bfloat16)(hidden.to(torch.bfloat16), SEGMENTS)
+    assert projected.whole.dtype == torch.float32
     assert (projected.whole - exact).norm() < 0.01 * exact.norm()
+
+
+def test_gradients_of_the_residual_stream_are_not_rounded(layers, monkeypatch):
+    given = []
+
+    class Norm(reference.Norm):
+        @staticmethod
+        def backward(of_whole, of_half, *rest):
+            given.append((of_whole, of_half))
+            return reference.Norm.backward(of_whole, of_half, *rest)
+
+    monkeypatch.setattr(cuda_gradients.kernels(), "norm", Norm)
+    hidden = states(torch.float32)
+    for layer in layers.float():
+        hidden = CudaLayer(layer, torch.bfloat16)(hidden, SEGMENTS)
+    hidden.whole.square().sum().backward()
+    assert len(given) == 2 * len(layers)
+    for of_whole, of_half in given:
+        assert of_half.dtype == torch.bfloat16
+        assert not torch.equal(of_whole, of_whole.bfloat16().float())
 
 
 def inputs_of(tokens, hidden, dtype, half, rate):
@@ -129,7 +151,7 @@ def test_gradients_are_those_of_the_dropout_that_was_drawn(layers):
         return CudaLayer(layer, torch.float64)(States(whole[0], half[0]), SEGMENTS)
 
     given = (states(), states().detach().flip(1).requires_grad_(), *layer.parameters())
-    assert torch.autograd.gradcheck(compute, given, fast_mode=True)
+    assert torch.autograd.gradcheck(compute, given, atol=1e-9, fast_mode=True)
 
 
 # On a GPU enough rows that each program has several of them, as the interpreter's one has here.
@@ -178,32 +200,38 @@ SHAPES = [((14, 9, 1), 2, 16), ((300, 64, 65, 63, 128), 1, 64), ((129, 20), 3, 2
 
 
 @pytest.mark.parametrize("is_first", [False, True])
+@pytest.mark.parametrize("are_few", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("lengths", "heads", "size"), SHAPES)
-def test_the_attention_of_the_kernels_is_that_of_torch(lengths, heads, size, dtype, is_first):
+def test_the_attention_of_the_kernels_is_that_of_torch(
+    lengths, heads, size, dtype, are_few, is_first, monkeypatch
+):
     attention = pytest.importorskip("rankdistillm.kernels.attention", exc_type=ImportError)
+    monkeypatch.setattr(attention, "ENOUGH", 1000 if are_few else 0)
     if dtype == torch.bfloat16 and DEVICE == "cpu":
         pytest.skip("Triton's interpreter multiplies bf16 as if they were integers")
     segments = Segments(np.array(lengths), torch.device(DEVICE))
     torch.manual_seed(9)
     shape = (sum(lengths), 3, heads, size)
     projected = (2 * torch.randn(shape, device=DEVICE)).to(dtype)
+    # All logits far below 0: exp of what is beyond a pair's end, 0, would be infinite.
+    projected[:, :2] += torch.tensor([-2.5, 2.5], device=DEVICE)[:, None, None]
     inputs = list(projected.unbind(1))
     if is_first:
         inputs[0] = inputs[0].index_select(0, segments.starts)
-    exact, scaling = [tensor.double() for tensor in inputs], size**-0.5
-    expected, sums = reference.Attention.forward(*exact, segments.bounds, scaling)
-    context, log_sums = attention.forward(*inputs, segments.bounds, scaling)
+    exact, how = [tensor.double() for tensor in inputs], (segments.bounds, max(lengths), size**-0.5)
+    expected, sums = reference.Attention.forward(*exact, *how)
+    context, log_sums = attention.forward(*inputs, *how)
     # A GPU multiplies float32 in TF32.
-    error = torch.finfo(dtype).eps if dtype.itemsize == 2 else 5e-3 if DEVICE == "cuda" else 1e-6
+    error = torch.finfo(dtype).eps if dtype.itemsize == 2 else 5e-2 if DEVICE == "cuda" else 1e-5
     assert context.dtype == dtype
     assert (context - expected).norm() < error * expected.norm()
     assert (log_sums - sums).norm() < error * sums.norm()
-    saved = (segments.bounds, context, log_sums, scaling)
+    saved = (*how, context, log_sums)
     gradients = torch.empty_like(projected).unbind(1)
     if is_first:
         gradients = (torch.empty_like(inputs[0]), *gradients[1:])
-    of_context = torch.randn_like(context)
+    of_context = torch.randn_like(context.transpose(0, 1)).transpose(0, 1)
     attention.backward(of_context, *inputs, *saved, gradients)
     wanted = [torch.empty_like(tensor) for tensor in exact]
     reference.Attention.backward(of_context.double(), *exact, *saved, wanted)
@@ -234,6 +262,30 @@ def test_a_layer_in_training_draws_dropout(layers):
     assert not torch.allclose(draw(1), draw(2), atol=0.1)
     layers.eval()
     assert torch.equal(draw(1), draw(2))
+
+
+def test_the_halves_of_a_layer_have_dropout_and_norm_of_their_own(layers):
+    layer = layers[0]
+    inner, attended, last = layer.attention.self, layer.attention.output, layer.output
+    attended.LayerNorm.eps, last.LayerNorm.eps = 0.5, 0.1
+    attended.dropout.p, last.dropout.p = 0.4, 0.2
+    hidden = states()
+    query, key, value = (
+        project(hidden[0]).unflatten(-1, (inner.num_attention_heads, -1))
+        for project in (inner.query, inner.key, inner.value)
+    )
+    context = attend(query, key, value, SEGMENTS, inner.scaling).flatten(1)
+
+    torch.manual_seed(3)
+    between = {}
+    for output, rate in ((attended, 0.4), (last, 0.2)):
+        between[output] = (random_bits(hidden[0]) >= threshold_of(rate)) / (1 - rate)
+    expected = attended.LayerNorm(hidden[0] + attended.dense(context) * between[attended])
+    dropped = last.dense(layer.intermediate(expected)) * between[last]
+    expected = last.LayerNorm(expected + dropped)
+    torch.manual_seed(3)
+    found = CudaLayer(layer.train(), torch.float64)(hidden, SEGMENTS)
+    torch.testing.assert_close(found.whole, expected)
 
 
 def test_the_dropout_of_attention_is_not_applied(layers):
@@ -279,6 +331,21 @@ def test_a_whole_model_has_the_scores_and_gradients_of_the_plain_one(
     assert len(called) == SIZES["num_hidden_layers"] - (pooling == "first")
 
 
+def test_layers_with_large_heads_stay_as_they_are(layers):
+    inner = layers[0].attention.self
+    for size, is_taken in ((64, True), (128, True), (256, False)):
+        inner.attention_head_size = size
+        assert module.takes(layers[0]) == is_taken
+
+
+def test_a_gpu_in_use_elsewhere_changes_nothing_on_a_cpu():
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        assert module.autocast_dtype(torch.device("cpu")) is None
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+
+
 @pytest.mark.parametrize("activation", ["gelu_new", "relu"])
 def test_layers_with_another_activation_stay_as_they_are(activation, tiny_bert, as_on_a_gpu):
     model = load(tiny_bert)
@@ -294,6 +361,21 @@ def test_layers_with_another_activation_stay_as_they_are(activation, tiny_bert, 
 
 def test_a_reranker_makes_the_layers_once(tiny_bert, monkeypatch, as_on_a_gpu):
     model = load(tiny_bert)
+    last, kept = [], []
+
+    def context_of_one(inner, query, half, segments):
+        last.append((query.dtype, half.dtype))
+        return whole_context(inner, query, half, segments)
+
+    class Norm(reference.Norm):
+        @staticmethod
+        def forward(*inputs, is_kept):
+            kept.append(is_kept)
+            return reference.Norm.forward(*inputs, is_kept=is_kept)
+
+    whole_context = module.context_of_one
+    monkeypatch.setattr(module, "context_of_one", context_of_one)
+    monkeypatch.setattr(cuda_gradients.kernels(), "norm", Norm)
     exact = model.fused_layers  # of float32 there are none
     assert exact() == {}
     model.autocast_dtype = torch.bfloat16
@@ -303,6 +385,9 @@ def test_a_reranker_makes_the_layers_once(tiny_bert, monkeypatch, as_on_a_gpu):
     num_layers = SIZES["num_hidden_layers"] - 1
     assert len(as_on_a_gpu) == 2 * num_layers
     assert as_on_a_gpu[:num_layers] == as_on_a_gpu[num_layers:]
+    # The first token's own is in float32.
+    assert last == [(torch.float32, torch.bfloat16)] * 2
+    assert kept == [False] * 4 * num_layers
 
 
 def test_where_triton_does_not_work_it_is_said(monkeypatch, caplog):

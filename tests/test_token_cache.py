@@ -93,7 +93,7 @@ def test_what_the_tokeniser_was_last_asked_to_cut_does_not_matter(cache):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("max_length", [1, 6, None])
+@pytest.mark.parametrize("max_length", [0, 1, 6, None])
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert", "deberta"])
 def test_tokens_are_those_that_transformers_gives(architecture, max_length, side):
     tokenizer = tokenizer_for(architecture)
@@ -103,6 +103,22 @@ def test_tokens_are_those_that_transformers_gives(architecture, max_length, side
     options = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
     given = tokenizer(list(texts.values()), add_special_tokens=False, **options)["input_ids"]
     assert list(found.values()) == given
+
+
+def test_how_the_tokeniser_was_last_called_does_not_matter():
+    tokenizer = tokenizer_for("bert")
+
+    def found():
+        tokens = TokenisedTexts({"a": "tide", "b": "a [SEP] b"}, tokenizer, None, description="")
+        return [tokens[i].tolist() for i in "ab"]
+
+    before = found()
+    tokenizer(["a b c"], truncation=True, max_length=2, padding="max_length")
+    tokenizer("a", split_special_tokens=True)
+    assert found() == before
+    tokenizer.split_special_tokens = True
+    assert found() == tokenizer(["tide", "a [SEP] b"], add_special_tokens=False)["input_ids"]
+    assert found() != before
 
 
 def test_tokenisers_without_a_fast_backend(cache):

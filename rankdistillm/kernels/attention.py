@@ -1,7 +1,8 @@
 """Attention among the tokens of each pair, of a few hundred tokens: forward and backward.
 
 As FlashAttention (Dao et al., NeurIPS 2022), but for pairs so short that one program has the whole
-of one: backward it computes all three gradients in one go, without partial sums of other programs.
+of one, or, where they are few, all that a block of its queries or keys needs: no sums of several
+programs have to be joined.
 """
 
 from collections.abc import Sequence
@@ -11,14 +12,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rankdistillm.kernels import num_multiprocessors
+
 # Queries and keys that a program works on at a time, and as few queries as a matrix unit takes.
 QUERIES, KEYS, FEW_QUERIES = 64, 64, 16
+# Programs for each multiprocessor that keep it busy to the end: two run on it at once.
+ENOUGH = 8
 LOG2_E = 1.4426950408889634
 
 
 @triton.jit
 def _pair(bounds, HEADS: tl.constexpr, IS_FIRST: tl.constexpr):
-    """Which head is this program's; its pair's first token and length, first query and queries."""
+    """Which head is this program's; its pair's first token and length; its queries alike."""
     pair = tl.program_id(0) // HEADS
     start = tl.load(bounds + pair)
     length = tl.load(bounds + pair + 1) - start
@@ -60,7 +65,7 @@ def _forward(
     context,
     log_sums,
     num_queries,
-    scaling,
+    log2_scaling,
     QUERY_STRIDE: tl.constexpr,
     KEY_STRIDE: tl.constexpr,
     HEADS: tl.constexpr,
@@ -76,7 +81,7 @@ def _forward(
     value += start * KEY_STRIDE + head * SIZE
     context += (place * HEADS + head) * SIZE
     log_sums += head * num_queries.to(tl.int64) + place
-    for i in range(0, own_queries, QUERIES):
+    for i in range(tl.program_id(1) * QUERIES, own_queries, tl.num_programs(1) * QUERIES):
         q = _rows(query, i, own_queries, QUERY_STRIDE, QUERIES, SIZE, WIDTH)
         highest = tl.full([QUERIES], float("-inf"), tl.float32)
         total = tl.zeros([QUERIES], tl.float32)
@@ -84,7 +89,7 @@ def _forward(
         for j in range(0, length, KEYS):
             k = _rows(key, j, length, KEY_STRIDE, KEYS, SIZE, WIDTH)
             v = _rows(value, j, length, KEY_STRIDE, KEYS, SIZE, WIDTH)
-            logits = tl.dot(q, tl.trans(k)) * scaling
+            logits = tl.dot(q, tl.trans(k)) * log2_scaling
             is_key = j + tl.arange(0, KEYS)[None, :] < length
             logits = tl.where(is_key, logits, float("-inf"))
             higher = tl.maximum(highest, tl.max(logits, 1))
@@ -114,12 +119,12 @@ def _queries(
 
 
 @triton.jit
-def _slopes(k, v, q, gradient, mean, log_sum, num_keys, scaling, KEYS: tl.constexpr):
+def _slopes(k, v, q, gradient, mean, log_sum, num_keys, log2_scaling, KEYS: tl.constexpr):
     """Weights of attention and gradients of its logits, ``[keys, queries]``.
 
     Queries beyond the pair's end have a gradient and so a slope of 0.
     """
-    weights = tl.exp2(tl.dot(k, tl.trans(q)) * scaling - log_sum[None, :])
+    weights = tl.exp2(tl.dot(k, tl.trans(q)) * log2_scaling - log_sum[None, :])
     weights = tl.where(tl.arange(0, KEYS)[:, None] < num_keys, weights, 0.0)
     slopes = weights * (tl.dot(v, tl.trans(gradient)) - mean[None, :])
     return weights.to(v.dtype), slopes.to(v.dtype)
@@ -138,7 +143,7 @@ def _backward(
     of_key,
     of_value,
     num_queries,
-    scaling,
+    log2_scaling,
     slope_scaling,
     QUERY_STRIDE: tl.constexpr,
     KEY_STRIDE: tl.constexpr,
@@ -160,7 +165,7 @@ def _backward(
     context += place * STRIDE + head * SIZE
     of_context += place * STRIDE + head * SIZE
     log_sums += head * num_queries.to(tl.int64) + place
-    for i in range(0, own_queries, QUERIES):
+    for i in range(tl.program_id(1) * QUERIES, own_queries, tl.num_programs(1) * QUERIES):
         q, gradient, mean, log_sum = _queries(
             query, of_context, context, log_sums, i, own_queries, QUERY_STRIDE, STRIDE, QUERIES,
             SIZE, WIDTH,
@@ -169,12 +174,12 @@ def _backward(
         for j in range(0, length, KEYS):
             k = _rows(key, j, length, KEY_STRIDE, KEYS, SIZE, WIDTH)
             v = _rows(value, j, length, KEY_STRIDE, KEYS, SIZE, WIDTH)
-            _, slopes = _slopes(k, v, q, gradient, mean, log_sum, length - j, scaling, KEYS)
+            _, slopes = _slopes(k, v, q, gradient, mean, log_sum, length - j, log2_scaling, KEYS)
             sum_of_query += tl.dot(tl.trans(slopes), k)
         sum_of_query *= slope_scaling
         _put(of_query, sum_of_query, i, own_queries, QUERY_STRIDE, QUERIES, SIZE, WIDTH)
     # The weights once more, which takes fewer registers than to sum up all three at once.
-    for j in range(0, length, KEYS):
+    for j in range(tl.program_id(1) * KEYS, length, tl.num_programs(1) * KEYS):
         k = _rows(key, j, length, KEY_STRIDE, KEYS, SIZE, WIDTH)
         v = _rows(value, j, length, KEY_STRIDE, KEYS, SIZE, WIDTH)
         sum_of_key = tl.zeros([KEYS, WIDTH], tl.float32)
@@ -184,7 +189,9 @@ def _backward(
                 query, of_context, context, log_sums, i, own_queries, QUERY_STRIDE, STRIDE,
                 QUERIES, SIZE, WIDTH,
             )  # fmt: skip
-            weights, slopes = _slopes(k, v, q, gradient, mean, log_sum, length - j, scaling, KEYS)
+            weights, slopes = _slopes(
+                k, v, q, gradient, mean, log_sum, length - j, log2_scaling, KEYS
+            )
             sum_of_key += tl.dot(slopes, q)
             sum_of_value += tl.dot(weights, gradient)
         sum_of_key *= slope_scaling
@@ -193,20 +200,20 @@ def _backward(
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scaling: float
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scaling: float
 ) -> tuple[Tensor, Tensor]:
     """softmax(q·k · scaling) v inside each pair: ``[queries, heads, head size]``.
 
-    ``key`` and ``value`` are ``[tokens, heads, head size]``, ``query`` as well or, for the first
-    token of each pair alone, ``[pairs, heads, head size]``; in half precision, and each head's
-    values beside each other. ``bounds`` int32 ``[pairs + 1]`` is where each pair ends, from 0. Also
-    returned is what `backward` needs, the binary logarithm of what each softmax divides by: float32
-    ``[heads, queries]``.
+    ``key`` and ``value`` are ``[tokens, heads, head size]``, of the same strides, ``query`` as well
+    or, for the first token of each pair alone, ``[pairs, heads, head size]``; in half precision,
+    and what belongs to a token lies together. ``bounds`` int32 ``[pairs + 1]`` is where each pair
+    ends, from 0, and ``longest`` the tokens of the longest. Also returned is what `backward` needs,
+    the binary logarithm of what each softmax divides by: float32 ``[heads, queries]``.
     """
     num_queries, heads, size = query.shape
     context = query.new_empty((num_queries, heads, size))
     log_sums = query.new_empty((heads, num_queries), dtype=torch.float32)
-    _forward[(heads * (len(bounds) - 1),)](
+    _forward[_grid(heads, bounds, longest)](
         query,
         key,
         value,
@@ -226,9 +233,10 @@ def backward(
     key: Tensor,
     value: Tensor,
     bounds: Tensor,
+    longest: int,
+    scaling: float,
     context: Tensor,
     log_sums: Tensor,
-    scaling: float,
     gradients: Sequence[Tensor],
 ) -> None:
     """Write gradients of the first three inputs of `forward`, given that of its first output.
@@ -236,7 +244,7 @@ def backward(
     ``gradients`` are where to, of the same shapes and strides.
     """
     num_queries, heads, _ = query.shape
-    _backward[(heads * (len(bounds) - 1),)](
+    _backward[_grid(heads, bounds, longest)](
         of_context.contiguous(),
         query,
         key,
@@ -252,8 +260,16 @@ def backward(
     )
 
 
+def _grid(heads: int, bounds: Tensor, longest: int) -> tuple[int, int]:
+    """A program for each pair and head; where they are few, for each block of each."""
+    wholes = heads * (len(bounds) - 1)
+    are_few = wholes < ENOUGH * num_multiprocessors(bounds.device)
+    return wholes, triton.cdiv(longest, QUERIES) if are_few else 1
+
+
 def _constants(query: Tensor, key: Tensor) -> dict[str, int]:
     _, heads, size = query.shape
+    # Where all pairs have one token it is the first, and both are the same.
     is_first = len(query) != len(key)
     return {
         "QUERY_STRIDE": query.stride(0),
@@ -264,6 +280,7 @@ def _constants(query: Tensor, key: Tensor) -> dict[str, int]:
         "QUERIES": FEW_QUERIES if is_first else QUERIES,
         "KEYS": KEYS,
         "IS_FIRST": is_first,
-        # With more, Triton 3.6 reads ahead and gives wrong gradients, and is slower.
+        # With more, Triton 3.6 reads ahead and gives wrong gradients, and is slower
+        # (experiments/bench).
         "num_stages": 1,
     }
