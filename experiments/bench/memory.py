@@ -8,6 +8,7 @@ measured in a process of its own. The ELECTRA models have random weights.
 """
 
 import argparse
+import gc
 import json
 import re
 import subprocess
@@ -43,6 +44,7 @@ def measure(list_size: int, arguments: argparse.Namespace) -> dict[str, float]:
         model = student(arguments.model, tokenizer, device)
     model.train()
     if device.type == "cuda":
+        gc.collect()  # the model of the point before
         torch.cuda.reset_peak_memory_stats()
     num_lists = max(1, arguments.pairs // list_size)
     run, queries, docs = collection(num_lists, list_size)
