@@ -23,7 +23,7 @@ LOG2_E = 1.4426950408889634
 
 @triton.jit
 def _pair(bounds, HEADS: tl.constexpr, IS_FIRST: tl.constexpr):
-    """Which head is this program's; its pair's first token and length; its queries alike."""
+    """The program's head, first token and length of its pair, first and number of its queries."""
     pair = tl.program_id(0) // HEADS
     start = tl.load(bounds + pair)
     length = tl.load(bounds + pair + 1) - start
