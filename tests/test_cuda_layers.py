@@ -1,5 +1,6 @@
 """The layers for GPUs; all but the speed shows on a CPU."""
 
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import reference_kernels as reference
 import torch
 from conftest import SIZES
+from packaging.version import Version
 from test_gradients import distance
 from test_model import DOCS, PAIRS, load, pack
 from transformers.activations import ACT2FN
@@ -208,8 +210,10 @@ def test_the_attention_of_the_kernels_is_that_of_torch(
 ):
     attention = pytest.importorskip("rankdistillm.kernels.attention", exc_type=ImportError)
     monkeypatch.setattr(attention, "ENOUGH", 1000 if are_few else 0)
-    if dtype == torch.bfloat16 and DEVICE == "cpu":
+    if DEVICE == "cpu" and dtype == torch.bfloat16:
         pytest.skip("Triton's interpreter multiplies bf16 as if they were integers")
+    if DEVICE == "cpu" and Version(version("triton")) < Version("3.7"):
+        pytest.skip("the interpreter of Triton 3.6 cannot count up to a number that it loaded")
     segments = Segments(np.array(lengths), torch.device(DEVICE))
     torch.manual_seed(9)
     shape = (sum(lengths), 3, heads, size)
