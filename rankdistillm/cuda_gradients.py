@@ -1,7 +1,7 @@
 """What the layers for GPUs are made of, each with its backward pass written out.
 
-As `torch.autograd.Function`: a layer of transformers' has some forty operations each way, which to
-issue takes longer than to compute where tokens are few.
+As `torch.autograd.Function`: where tokens are few, to record and issue each operation of a layer
+takes longer than to compute it.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from rankdistillm.dropout import random_bits, threshold_of
+from rankdistillm.segments import Segments
 
 
 class States(NamedTuple):
@@ -58,8 +59,7 @@ class Attended(torch.autograd.Function):
     def forward(
         ctx: Any,
         sum_up: SumAndNorm,
-        bounds: Tensor,
-        longest: int,
+        segments: Segments,
         scaling: float,
         head_shape: tuple[int, int, int],
         whole: Tensor,
@@ -71,25 +71,25 @@ class Attended(torch.autograd.Function):
     ) -> States:
         projected = linear(half, project, project_bias).unflatten(-1, head_shape)
         context, log_sums = kernels().attention.forward(
-            *projected.unbind(1), bounds, longest, scaling
+            *projected.unbind(1), segments.bounds, segments.longest, scaling
         )
         context = context.flatten(1)
         states, kept = sum_up.forward(linear(context, gather), whole, parameters)
-        ctx.sum_up, ctx.longest, ctx.scaling = sum_up, longest, scaling
-        ctx.save_for_backward(half, project, gather, bounds, projected, context, log_sums, *kept)
+        ctx.sum_up, ctx.segments, ctx.scaling = sum_up, segments, scaling
+        ctx.save_for_backward(half, project, gather, projected, context, log_sums, *kept)
         return states
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        half, project, gather, bounds, projected, context, log_sums, *kept = ctx.saved_tensors
+        half, project, gather, projected, context, log_sums, *kept = ctx.saved_tensors
         of_added, of_whole, *of_parameters = ctx.sum_up.backward(gradients, kept)
         of_projected = torch.empty_like(projected)
         kernels().attention.backward(
             of_added @ gather,
             *projected.unbind(1),
-            bounds,
-            ctx.longest,
+            ctx.segments.bounds,
+            ctx.segments.longest,
             ctx.scaling,
             context,
             log_sums,
@@ -100,7 +100,7 @@ class Attended(torch.autograd.Function):
         of_gather = of_added.mT @ context
         of_half = of_projected @ project
         of_matrices = (of_project, of_projected.sum(0), of_gather)
-        return *[None] * 5, of_whole, of_half, *of_matrices, *of_parameters
+        return None, None, None, None, of_whole, of_half, *of_matrices, *of_parameters
 
 
 class FeedForward(torch.autograd.Function):
@@ -140,37 +140,32 @@ class ContextOfOne(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        bounds: Tensor,
-        longest: int,
-        scaling: float,
-        query: Tensor,
-        keys_and_values: Tensor,
+        ctx: Any, segments: Segments, scaling: float, query: Tensor, keys_and_values: Tensor
     ) -> Tensor:
         context, log_sums = kernels().attention.forward(
-            query, *keys_and_values.unbind(1), bounds, longest, scaling
+            query, *keys_and_values.unbind(1), segments.bounds, segments.longest, scaling
         )
-        ctx.longest, ctx.scaling = longest, scaling
-        ctx.save_for_backward(query, keys_and_values, bounds, context, log_sums)
+        ctx.segments, ctx.scaling = segments, scaling
+        ctx.save_for_backward(query, keys_and_values, context, log_sums)
         return context
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, keys_and_values, bounds, context, log_sums = ctx.saved_tensors
+        query, keys_and_values, context, log_sums = ctx.saved_tensors
         found = torch.empty_like(query), torch.empty_like(keys_and_values)
         kernels().attention.backward(
             gradients[0],
             query,
             *keys_and_values.unbind(1),
-            bounds,
-            ctx.longest,
+            ctx.segments.bounds,
+            ctx.segments.longest,
             ctx.scaling,
             context,
             log_sums,
             (found[0], *found[1].unbind(1)),
         )
-        return None, None, None, *found
+        return None, None, *found
 
 
 class Halves(torch.autograd.Function):

@@ -59,7 +59,7 @@ class CudaLayer:
             whole = hidden.squeeze(0).to(layer.output.LayerNorm.weight.dtype)
             hidden = States(whole, whole.to(self._dtype))
         head_shape = (3, inner.num_attention_heads, inner.attention_head_size)
-        attention = (segments.bounds, segments.longest, inner.scaling, head_shape)
+        attention = (segments, inner.scaling, head_shape)
         sum_up, parameters = _sum_and_norm(layer.attention.output)
         last_sum_up, last_parameters = _sum_and_norm(layer.output)
         device = hidden.half.device
@@ -82,6 +82,7 @@ def _sum_and_norm(output: Any) -> tuple[SumAndNorm, tuple[Tensor, Tensor, Tensor
 
 def takes(layer: Any) -> bool:
     """Whether a `CudaLayer` can be made of it: its activation is GELU, its heads are not large."""
+    # Tiles of larger ones have no room in what a multiprocessor shares.
     is_small = layer.attention.self.attention_head_size <= 128
     return is_small and is_gelu(layer.intermediate.intermediate_act_fn)
 
@@ -94,8 +95,7 @@ def context_of_one(inner: Any, query: Tensor, half: Tensor, segments: Segments) 
     weight, bias = joined_halves(half.dtype, (inner.key, inner.value))
     with torch.cuda.device_of(half):
         keys_and_values = linear(half, weight, bias).unflatten(-1, (2, *query.shape[1:]))
-        attention = (segments.bounds, segments.longest, inner.scaling)
-        own = ContextOfOne.apply(*attention, query.to(half.dtype), keys_and_values)
+        own = ContextOfOne.apply(segments, inner.scaling, query.to(half.dtype), keys_and_values)
     return own.to(query.dtype)
 
 

@@ -47,7 +47,7 @@ class Segments:
     def num_tokens(self) -> int:
         return int(self.lengths.sum())
 
-    @property
+    @cached_property
     def longest(self) -> int:
         return int(self.lengths.max())
 
