@@ -1,20 +1,26 @@
 """Save and load: the student's folder, and all that a run needs to go on where it stopped."""
 
+import json
 import logging
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from rankdistillm import processes
 from rankdistillm.errors import InputError
-from rankdistillm.files import replacing, to_disk
+from rankdistillm.files import replacing, to_disk, unwritable
+from rankdistillm.layouts import mono
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +36,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """Give a folder beside to write into, and put it in the place of ``folder`` when all is there.
 
     What stood under ``folder`` before is kept until then; nothing half-written is left under its
-    name.
+    name. Files of others that lay in it lie in the new one.
     """
     beside = folder.with_name(f".{folder.name}.part")
     old = folder.with_name(f".{folder.name}.old")
@@ -45,14 +51,72 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)
         os.replace(beside, folder)
+        if old.exists():
+            _keep_foreign(old, folder)
     except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error.strerror or error}); choose another place"
-        ) from error
+        raise unwritable(folder, error) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+# Left by a tokeniser of another kind, they would mislead the reader of the new one.
+TOKENISER_FILES = {
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.txt", "vocab.json", "merges.txt", "spm.model", "spiece.model",
+    "sentencepiece.bpe.model", "chat_template.jinja",
+}  # fmt: skip
+
+
+def _keep_foreign(old: Path, new: Path) -> None:
+    for path in old.iterdir():
+        if path.name not in TOKENISER_FILES and not (new / path.name).exists():
+            os.replace(path, new / path.name)
+
+
+# What a training writes into its folder, beside the folders `checkpoint` and `state`.
+FILES = (
+    "config.yaml", "metrics.jsonl", "before.run", "after.run", "validation.run", "wandb_run_id",
+)  # fmt: skip
+FOLDERS = ("checkpoint", "state")
+
+
+def check_ours(output: Path) -> None:
+    """Raises `InputError` where a training in ``output`` would replace what is not of a training.
+
+    A folder is known by its config.yaml, a student by its config.json.
+    """
+    found = [name for name in (*FILES, *FOLDERS) if os.path.lexists(output / name)]
+    kept = "choose another output, or move it elsewhere"
+    if found and not _is_config(output / "config.yaml"):
+        raise InputError(
+            f"{output / found[0]}: not written by a training (no config.yaml of one beside it); "
+            + kept
+        )
+    for name in found:
+        if (output / name).is_dir() != (name in FOLDERS):
+            kind = "folder" if name in FOLDERS else "file"
+            raise InputError(f"{output / name}: not a {kind}, as a training writes it; {kept}")
+    if "checkpoint" in found and not _is_student(output / "checkpoint/config.json"):
+        raise InputError(f"{output / 'checkpoint'}: not a student that a training wrote; {kept}")
+
+
+def _is_config(file: Path) -> bool:
+    try:
+        config = OmegaConf.load(file)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        return False
+    return OmegaConf.is_dict(config) and {"stage", "queries_per_step", "loss"} <= set(config)
+
+
+def _is_student(file: Path) -> bool:
+    try:
+        config = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    ours = isinstance(config, dict) and ("rankdistillm" in config)
+    return ours or (isinstance(config, dict) and config.get("model_type") in mono.MODEL_TYPES)
 
 
 def restore_folder(folder: Path) -> None:
@@ -92,12 +156,14 @@ class TrainingState:
             state |= {"random": states, "place": dict(place), "setting": self.setting}
             with replacing(self._file(place["step"])) as beside:
                 try:
-                    torch.save(state, beside)
+                    with open(beside, "wb") as file:
+                        torch.save(state, file)
                 except RuntimeError as error:  # its words are about its own format
-                    raise OSError("torch.save broke off; is the disk full?") from error
+                    cause = error.__context__
+                    raise cause if isinstance(cause, OSError) else OSError(str(error)) from error
             old = [self._file(step) for step in self._steps()[:-STATES_KEPT]]
-            for file in (*old, *self.folder.glob(".*.part")):  # those of a process that was killed
-                file.unlink(missing_ok=True)
+            for done in (*old, *self._half_written()):
+                done.unlink(missing_ok=True)
         processes.wait()
 
     def load(self) -> dict[str, Any]:
@@ -136,8 +202,17 @@ class TrainingState:
         return state
 
     def remove(self) -> None:
-        """Forget what was saved."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Forget what was saved; what others put into the folder stays."""
+        steps = self._steps()
+        if steps:
+            log.info(
+                "resume=never: the state of step %d is removed, its student and figures are "
+                "replaced: %s", steps[-1], self.folder.parent,
+            )  # fmt: skip
+        for file in (*map(self._file, steps), *self._half_written()):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            self.folder.rmdir()
 
     def check(self, saved: Mapping[str, Any]) -> None:
         """Raises `InputError` where the setting ``saved`` is that of another training."""
@@ -160,9 +235,16 @@ class TrainingState:
     def _file(self, step: int) -> Path:
         return self.folder / f"{step}.pt"
 
+    def _half_written(self) -> Iterator[Path]:
+        """Files of a process that was killed."""
+        return self.folder.glob(".[0-9]*.pt.*.part")
+
     def _steps(self) -> list[int]:
-        names = (file.stem for file in self.folder.glob("*.pt"))
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(
+            int(file.stem)
+            for file in self.folder.glob("*.pt")
+            if re.fullmatch("[1-9][0-9]{0,17}", file.stem) and file.is_file()
+        )
 
 
 def _difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:

@@ -3,8 +3,11 @@
 import gc
 import logging
 import os
+import re
+import shlex
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,6 +17,7 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rankdistillm import processes
 from rankdistillm.errors import InputError
+from rankdistillm.names import shown
 
 PACKAGE = Path(__file__).parent
 # Inside a wheel the configs lie in the package, in a checkout beside it.
@@ -30,12 +35,63 @@ CONFIGS = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if p
 # The names that a sweep varies, for the jobs of a launcher, which do not see the command line.
 SWEPT = "RANKDISTILLM_SWEPT"
 
+LONGEST = 1000  # characters of a message
 
-def _note_sweep() -> None:
-    arguments = [a for a in sys.argv[1:] if "=" in a and a[0] != "-"]
-    with suppress(HydraException):  # Hydra itself will say what is wrong with them
-        given = OverridesParser.create().parse_overrides(arguments)
-        os.environ[SWEPT] = "\n".join(o.key_or_group for o in given if o.is_sweep_override())
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Note what a sweep varies; refuse what Hydra cannot parse, with the quotes that it needs."""
+    parser = OverridesParser.create()
+    swept = []
+    is_sweep = any(a == "-m" or a.startswith("--mul") for a in arguments)
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        takes_value = before.startswith("-") and before != "-m"
+        if argument.startswith("-") or (takes_value and "=" not in argument):
+            continue
+        if "=" not in argument and not argument.startswith("~"):
+            raise InputError(f"{argument or repr('')}: not an option; write NAME=VALUE")
+        try:
+            override = parser.parse_override(argument)
+        except HydraException as error:
+            raise InputError(
+                f"{argument}: has characters that need quotes; {_advice(parser, argument)}"
+            ) from error
+        if override.is_sweep_override():
+            swept.append(override.key_or_group)
+            if not is_sweep and "," in argument and "hydra.mode" not in " ".join(arguments):
+                raise InputError(
+                    f"{argument}: several values are a sweep, which needs -m; "
+                    f"for a comma in a text {_advice(parser, argument)}"
+                )
+    os.environ[SWEPT] = "\n".join(swept)
+
+
+def _advice(parser: OverridesParser, argument: str) -> str:
+    """How to type an argument that Hydra does not take as it is."""
+    name, _, value = argument.partition("=")
+
+    def is_parsed(text: str) -> bool:
+        with suppress(HydraException):
+            return bool(parser.parse_override(text))
+        return False
+
+    quoted = [_quoted(value)]
+    if value[:1] in ("{", "["):  # quotes inside a list or group keep it one; keys stand without
+        quoted.insert(
+            0,
+            re.sub(
+                r"""[^\s{}\[\],:'"][^{}\[\],:'"]*+(?!\s*:)""",
+                lambda found: found[0] if is_parsed(f"x={found[0]}") else _quoted(found[0]),
+                value,
+            ),
+        )
+    for fitting in quoted:
+        if is_parsed(f"{name}={fitting}"):
+            return f"write {shlex.quote(f'{name}={fitting}')}"
+    return "write NAME=VALUE, with letters, digits and dots in the name"
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def _varying(overrides: Sequence[str]) -> str:
@@ -52,6 +108,45 @@ OmegaConf.register_new_resolver("package", lambda name: str(PACKAGE / name), rep
 OmegaConf.register_new_resolver("varying", _varying, replace=True)
 
 
+# Groups of options that a command line may append, which no list of defaults names.
+APPENDED = {"train": ("stage", "recipe")}
+
+
+def _help(command: str) -> str:
+    """What ``--help`` prints: the groups and options of the command, with their comments."""
+    defaults = OmegaConf.load(CONFIGS / f"{command}.yaml").defaults
+    chosen = [str(group) for entry in defaults if OmegaConf.is_dict(entry) for group in entry]
+    groups, options = [], [_commented(f"{command}.yaml")]
+    for group in (*chosen, *APPENDED.get(command, ())):
+        if not (CONFIGS / group).is_dir():  # one of Hydra's own
+            continue
+        names = ", ".join(sorted(file.stem for file in (CONFIGS / group).glob("*.yaml")))
+        groups.append(f"  {group if group in chosen else f'+{group}'}={names.replace(', ', ' | ')}")
+        if choice := HydraConfig.get().runtime.choices.get(group):
+            text = _commented(f"{group}/{choice}.yaml")
+            if group in chosen:
+                text = f"{group}: # {group}={choice}\n{textwrap.indent(text, '  ')}"
+            options.append(text)
+    parts = [
+        f"python -m rankdistillm.{command} NAME=VALUE …",
+        *(["Groups of options:\n" + "\n".join(groups)] if groups else []),
+        "Options:",
+        *options,
+        "More: --cfg job (the options as this command line sets them), -m (sweep), --hydra-help",
+    ]
+    return "\n\n".join(parts).replace("$", "$$")  # Hydra takes it for a template
+
+
+def _commented(file: str) -> str:
+    """A config as it stands, but for what is meant for Hydra alone."""
+    text = (CONFIGS / file).read_text("utf-8")
+    text = re.sub(r"(?m)^# @package .*\n", "", text)
+    return re.sub(r"(?m)^(defaults|hydra):.*\n((  .*)?\n)*", "", text).strip()
+
+
+OmegaConf.register_new_resolver("help", _help, replace=True)
+
+
 def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run ``job`` with the Hydra config ``config_name`` and the command line.
 
@@ -62,7 +157,6 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     # What the imports made lives as long as the process: the collector need not go through it,
     # which takes a second and more at the end alone.
     gc.freeze()
-    _note_sweep()
     if not processes.is_first():
         _stay_quiet()
     here = os.getpid()
@@ -74,6 +168,7 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     failed: list[str] = []
 
     def guarded(config: DictConfig) -> Any:
+        _remove_unused_folder()
         try:
             return job(config)
         except mendable as error:
@@ -96,6 +191,7 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
             _end(error)
 
     try:
+        _check_arguments(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(
             silenced
         )()
@@ -116,19 +212,11 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
         sys.exit("\n".join(f"error: {message}" for message in failed))
 
 
-def numbers_as_text(config: DictConfig, *names: str) -> None:
-    """Make text of those options that the command line gave as a number, such as ``output=5``."""
-    for name in names:
-        value = OmegaConf.select(config, name)
-        if isinstance(value, int | float):
-            OmegaConf.update(config, name, str(value))
-
-
-def remove_unused_folder(output: Path) -> None:
-    """Remove the folder that Hydra made for a job that writes to ``output`` instead."""
+def _remove_unused_folder() -> None:
+    """Remove the folder that Hydra made for a job; what is written there makes it again."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     with suppress(OSError):  # not empty: it is used
-        while folder != output.absolute() and Path.cwd() in folder.parents:
+        while Path.cwd() in folder.parents:
             folder.rmdir()
             folder = folder.parent
 
@@ -149,5 +237,22 @@ def _stay_quiet() -> None:
     logging.disable(logging.WARNING)
 
 
+class OneLine(logging.Formatter):
+    """Log messages that can do nothing to a terminal, however long and strange the names in them.
+
+    A traceback that comes with a message keeps its lines.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return _printable(super().formatMessage(record))
+
+
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return _printable(" ".join(str(error).split()))
+
+
+def _printable(text: str) -> str:
+    """At most `LONGEST` characters, of which the terminal obeys none."""
+    if len(text) > LONGEST:  # the remedy stands at the end
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 3 :]}"
+    return shown(text, "text")

@@ -183,6 +183,11 @@ def _usable(run: Run, qrels: Qrels, config: Mapping[str, Any]) -> list[str]:
     """The queries that give a training list; says once how many are short or of no use."""
     sampling, list_size = config["sampling"], config["list_size"]
     longest = max(len(ranked) for ranked in run.values())
+    if longest < 2:
+        raise InputError(
+            f"{run.source}: every ranked list is of one passage alone, which leaves nothing to "
+            "rank; give a run with longer lists, or raise data.train.depth"
+        )
     if list_size < 2:
         raise InputError(
             f"data.train.list_size={list_size}: a list to rank has at least 2 passages"

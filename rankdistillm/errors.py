@@ -1,14 +1,36 @@
-"""The one exception that is the user's to mend."""
+"""The error for problems that the user can fix, and how its message quotes what was found."""
 
 import math
 from typing import Any
+
+MOST_QUOTED = 60
 
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message names file, line and remedy in one line.
 
-    The commands print it without a traceback and exit with a non-zero status.
+    The commands print it without a traceback and exit with a non-zero status. Characters that a
+    terminal cannot show are escaped; `quoted` shortens what the message quotes.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_printable(message))
+
+
+def quoted(value: Any) -> str:
+    """An id, a line or another value as a message quotes it: a long one without its middle."""
+    text = _printable(value if isinstance(value, str) else repr(value))
+    if len(text) <= MOST_QUOTED:
+        return text
+    return f"{text[: MOST_QUOTED - 20]}...{text[-17:]}"
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def check_number(

@@ -12,12 +12,14 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from rankdistillm.cli import numbers_as_text, run_command
+from rankdistillm.cli import run_command
 from rankdistillm.errors import InputError
-from rankdistillm.files import check_output, replacing
+from rankdistillm.files import check_output, keep_apart, replacing
 from rankdistillm.judged_runs import JudgedFiles, find_runs
 from rankdistillm.metrics import Figures, evaluate_run, parse_metric
-from rankdistillm.plots import check_plot, plot_gains
+from rankdistillm.names import shown
+from rankdistillm.options import EVALUATE, check_options
+from rankdistillm.plots import check_gains, check_plot, plot_gains
 from rankdistillm.qrels import read_qrels
 from rankdistillm.reports import Measured, comparison_table, json_report, per_query_csv
 from rankdistillm.runs import Run
@@ -29,11 +31,17 @@ log = logging.getLogger(__name__)
 
 def evaluate(config: DictConfig) -> None:
     """Measure the runs that ``config`` (conf/evaluate.yaml) names; print and write the table."""
-    numbers_as_text(config, "output", "table", "per_query", "plot")
+    check_options(config, EVALUATE)
     metrics, baselines = _names(config.metrics), _names(config.baseline)
     _check_settings(config, metrics, baselines)
     files, notes = find_runs(config.runs, config.qrels)
+    _check_outputs(config, files)
     _check_baselines(files, baselines)
+    if config.plot:
+        beside = [
+            of.runs.keys() - {baselines[0]} for of in files.values() if baselines[0] in of.runs
+        ]
+        check_gains(list(set().union(*beside)), Path(config.plot))
     groups = _groups(files, config)
     measured = {collection: _measure(judged, metrics) for collection, judged in files.items()}
     significance, untested = _tests(_pooled_by_group(measured, groups), baselines, config)
@@ -49,7 +57,7 @@ def evaluate(config: DictConfig) -> None:
         _write(config.output, json.dumps(report, indent=2, ensure_ascii=False))
     if config.plot:
         plot_gains(measured, metrics[0], baselines, Path(config.plot))
-        log.info("wrote %s", config.plot)
+        _say_written(config.plot)
 
 
 def _check_settings(config: DictConfig, metrics: Sequence[str], baselines: Sequence[str]) -> None:
@@ -57,9 +65,6 @@ def _check_settings(config: DictConfig, metrics: Sequence[str], baselines: Seque
     for metric in metrics:
         parse_metric(metric)
     check_settings(config.test, config.correction, config.alpha)
-    for name in ("output", "table", "per_query", "plot"):
-        if config[name] is not None:
-            check_output(Path(config[name]), f"{name}={config[name]}")
     if config.table:
         format_of(config.table)
     if config.plot:
@@ -68,6 +73,19 @@ def _check_settings(config: DictConfig, metrics: Sequence[str], baselines: Seque
             raise InputError(
                 f"plot={config.plot} shows gains over a baseline; name one of the runs, baseline="
             )
+
+
+def _check_outputs(config: DictConfig, files: Mapping[str, JudgedFiles]) -> None:
+    outputs = [
+        (f"{name}={config[name]}", config[name])
+        for name in ("output", "table", "per_query", "plot")
+        if config[name] is not None
+    ]
+    read = [(f"qrels={judged.qrels}", judged.qrels) for judged in files.values()]
+    read += [(f"the run {run}", run) for judged in files.values() for run in judged.runs.values()]
+    keep_apart(outputs, read)
+    for wanted, path in outputs:
+        check_output(Path(path), wanted)
 
 
 def _tests(
@@ -152,8 +170,13 @@ def _pooled(figures: Mapping[str, Figures]) -> Figures:
 
 def _write(path: str, text: str) -> None:
     with replacing(Path(path)) as beside:
-        beside.write_text(text + "\n", "utf-8")
-    log.info("wrote %s", path)
+        # Half of a surrogate pair, as in a file name that is not UTF-8, is escaped as JSON does.
+        beside.write_text(text + "\n", "utf-8", errors="backslashreplace", newline="")
+    _say_written(path)
+
+
+def _say_written(path: str) -> None:
+    log.info("wrote %s", shown(path, "text"))
 
 
 def main() -> None:

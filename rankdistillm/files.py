@@ -1,18 +1,30 @@
 """Open plain or gzipped text with errors that name the file; write beside, then rename."""
 
+import errno
 import gzip
 import json
+import math
 import os
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
+import numpy as np
 from filelock import FileLock, Timeout
 
-from rankdistillm.errors import InputError
+from rankdistillm.errors import InputError, quoted
+
+# Scores are targets, and are written, in float32.
+LARGEST_SCORE = float(np.finfo(np.float32).max)
+WHOLE = re.compile(r"[+-]?[0-9]+")
+DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+N = TypeVar("N", int, float)
+NUMBERS = (int, float, Decimal, np.integer, np.floating)
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -53,25 +65,104 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             yield line, json.loads(text)
         except (ValueError, RecursionError) as error:  # numbers and nesting beyond all measure, too
             # Without the place inside the line, which JSON calls line 1.
-            said = error.msg if isinstance(error, json.JSONDecodeError) else error
+            said = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise InputError(
-                f"{path}, line {line}: not JSON ({said}); expected one object a line"
+                f"{path}, line {line}: not JSON ({quoted(said)}); expected one object a line"
             ) from error
 
 
 def text_of(value: Any, name: str, where: str) -> str:
     """An id or text out of a file that has types: a text, UTF-8 in bytes, or a whole number.
 
-    Raises `InputError` for anything else, such as a list or 1.0: an id that would match nothing.
+    Raises `InputError` for anything else, such as a list or 1.0 (an id that would match nothing),
+    and for half of a surrogate pair, which JSON can spell but no file can hold.
     """
     try:
         if isinstance(value, bytes):
             return value.decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: the {name} {value!r:.40} is not UTF-8; convert it") from error
+        raise InputError(f"{where}: the {name} {quoted(value)} is not UTF-8; convert it") from error
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise InputError(f"{where}: the {name} {value!r:.40} is not a text; write it as one")
-    return str(value)
+        raise InputError(f"{where}: the {name} {quoted(value)} is not a text; write it as one")
+    text = str(value)
+    if not is_utf8(text):
+        raise InputError(
+            f"{where}: the {name} {quoted(text)} holds half of a surrogate pair, which is no "
+            "character; correct it"
+        )
+    return text
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written: it holds no half of a surrogate pair."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def whole_of(value: Any, name: str, where: str) -> int:
+    """A rank or relevance out of a file: a whole number of 64 bits.
+
+    In a text (or UTF-8 in bytes) it is a sign or none and the digits 0 to 9, nothing else. Raises
+    `InputError` for anything else.
+    """
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return value  # at once: JSONL and Parquet have nothing else
+    value = _decoded(value)
+    number = _number(value, WHOLE, int)
+    # int() would cut 2.5 to 2.
+    if number is None or (number != value and not isinstance(value, str)):
+        raise InputError(
+            f"{where}: the {name} {quoted(repr(value))} is not a whole number; correct the line "
+            "(a sign or none, and the digits 0 to 9)"
+        )
+    if not -(2**63) <= number < 2**63:
+        raise InputError(
+            f"{where}: the {name} {quoted(repr(value))} is too large; correct the line"
+        )
+    return number
+
+
+def score_of(value: Any, name: str, where: str) -> float:
+    """A score out of a file, as float64: a number in the range of float32.
+
+    In a text (or UTF-8 in bytes) it is a decimal number in the digits 0 to 9, maybe with a sign,
+    a point and an exponent. Raises `InputError` for anything else, infinity and NaN included.
+    """
+    if type(value) is float and abs(value) <= LARGEST_SCORE:
+        return value  # at once, as in `whole_of`
+    value = _decoded(value)
+    number = _number(value, DECIMAL, float)
+    if number is None:
+        raise InputError(
+            f"{where}: the {name} {quoted(repr(value))} is not a number; correct the line "
+            "(a decimal number such as -1.5 or 2e3)"
+        )
+    if not abs(number) <= LARGEST_SCORE:
+        fault = "too large for float32" if math.isfinite(number) else "not finite"
+        raise InputError(f"{where}: the {name} {quoted(repr(value))} is {fault}; correct the line")
+    return number
+
+
+def _decoded(value: Any) -> Any:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _number(value: Any, pattern: re.Pattern[str], kind: Callable[[Any], N]) -> N | None:
+    """``kind(value)``; None for what is no number, or a text that the pattern does not match."""
+    if isinstance(value, str):
+        if not pattern.fullmatch(value):
+            return None
+    elif isinstance(value, bool) or not isinstance(value, NUMBERS):
+        return None
+    try:
+        return kind(value)
+    except (ValueError, OverflowError):  # no whole number is infinite; thousands of digits
+        return None
 
 
 def _open(path: Path) -> TextIO:
@@ -91,24 +182,58 @@ def to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def check_writable(folder: Path, wanted: str) -> None:
-    """Make the folder, if need be; where no file can be written an `InputError` for ``wanted``."""
+# Errors of the disk itself, which another name in the same place does not mend.
+FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def unwritable(name: str | Path, error: OSError) -> InputError:
+    """The `InputError` for a file or folder that could not be written."""
+    number = error.errno
+    # safetensors and tokenizers give the number of the system's error in words alone.
+    if number is None and (said := re.search(r"os error (\d+)", str(error))):
+        number = int(said[1])
+    if number in FULL:
+        return InputError(
+            f"{name}: the disk is full or its quota used up ({os.strerror(number)}); free some "
+            "space, then run the same command again"
+        )
+    return InputError(
+        f"{name}: cannot be written ({error.strerror or error}); choose another place"
+    )
+
+
+@contextmanager
+def writable_folder(folder: Path, wanted: str) -> Iterator[Path]:
+    """Make the folder, if need be; what is still empty after the ``with`` block is removed again.
+
+    Raises `InputError` for ``wanted`` where no file can be written.
+    """
+    made: list[Path] = []
     try:
+        made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
+        with TemporaryFile(dir=folder) as file:
+            file.write(b"0")  # on a full disk an empty file can be made
     except OSError as error:
-        raise InputError(
-            f"{wanted}: cannot be written ({error.strerror or error}); choose another place"
-        ) from error
+        _remove_empty(made)
+        raise unwritable(wanted, error) from error
+    try:
+        yield folder
+    finally:
+        _remove_empty(made)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    with suppress(OSError):  # not empty, or never made
+        for folder in folders:
+            folder.rmdir()
 
 
 def check_output(file: Path, wanted: str) -> None:
     """Raises `InputError` for ``wanted`` where `replacing` could not write ``file``.
 
-    To be called before the work that would be lost; it writes nothing.
+    To be called before the work that would be lost; it leaves nothing behind.
     """
-    check_writable(file.parent, wanted)
     try:
         if file.is_dir():
             raise InputError(f"{wanted}: a folder; give the name of a file")
@@ -116,9 +241,42 @@ def check_output(file: Path, wanted: str) -> None:
             raise InputError(f"{wanted}: a device or pipe; give the name of a file")
         _beside(file).exists()  # its name may be too long
     except OSError as error:
-        raise InputError(
-            f"{wanted}: cannot be written ({error.strerror or error}); choose another name"
-        ) from error
+        raise unwritable(wanted, error) from error
+    with writable_folder(file.parent, wanted):
+        pass
+
+
+def keep_apart(
+    outputs: Sequence[tuple[str, str | Path]], inputs: Iterable[tuple[str, str | Path]]
+) -> None:
+    """Raises `InputError` where writing an output would destroy an input or another output.
+
+    Both are pairs (what the user calls it, path or id). A link to a file is that file; a folder is
+    all that lies in it.
+    """
+    read = list(inputs)
+    for i, (wanted, output) in enumerate(outputs):
+        for name, path in read:
+            if _holds(Path(output), Path(path)):
+                raise InputError(
+                    f"{wanted} would overwrite {name}, which is read; choose another name"
+                )
+        for name, path in outputs[:i]:
+            if _holds(Path(output), Path(path)) or _holds(Path(path), Path(output)):
+                raise InputError(f"{wanted} and {name} are one file; choose different names")
+
+
+def _holds(path: Path, other: Path) -> bool:
+    """Whether ``path`` is ``other`` or a folder that it lies in, by whatever names."""
+    try:
+        place = other.resolve()
+        if path.resolve() in (place, *place.parents):
+            return True
+        if not path.exists():
+            return False
+        return any(path.samefile(part) for part in (place, *place.parents) if part.exists())
+    except (OSError, RuntimeError):  # too long a name, a loop of links: not a file that is there
+        return False
 
 
 @contextmanager
@@ -127,7 +285,7 @@ def locked(folder: Path) -> Iterator[Path]:
 
     Raises `InputError` where another process has it.
     """
-    file = folder / ".lock"
+    file = folder / ".rankdistillm.lock"
     lock = FileLock(file, timeout=0)
     try:
         with suppress(NotImplementedError):  # a file system without locks
@@ -162,9 +320,7 @@ def replacing(path: Path) -> Iterator[Path]:
         to_disk(beside)
         os.replace(beside, path)
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another place"
-        ) from error
+        raise unwritable(path, error) from error
     finally:
         with suppress(OSError):  # where the folder itself could not be made
             beside.unlink(missing_ok=True)

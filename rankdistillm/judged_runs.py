@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from rankdistillm.errors import InputError
 from rankdistillm.files import collection_of, load_ir_dataset, suffix_of
+from rankdistillm.names import shown
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,11 @@ def runs_of_folder(folder: Path, qrels: Any = None) -> dict[str, dict[str, str]]
             raise InputError(f"{other} and {file} are both the run {run}{of}; rename one")
     if "" in named and (len(named) > 1 or not isinstance(qrels, str)):
         left_out = ", ".join(Path(file).name for file in named.pop("").values())
-        log.warning("%s: without __COLLECTION, left out: %s", folder, left_out)
+        log.warning(
+            "%s: without __COLLECTION, left out: %s",
+            shown(str(folder), "text"),
+            shown(left_out, "text"),
+        )
     if not named:
         raise InputError(
             f"runs={folder}: no file RUN__COLLECTION{'|'.join(RUN_SUFFIXES)} in it; runs without "

@@ -36,7 +36,9 @@ NAMES = (
     "hit_rate",
     "hits",
 )
-METRIC = re.compile(r"(?P<name>.+?)(@(?P<cutoff>[1-9]\d*))?(-l(?P<level>[1-9]\d*))?")
+METRIC = re.compile(r"(?P<name>.+?)(@(?P<cutoff>[1-9][0-9]*))?(-l(?P<level>[1-9][0-9]*))?")
+LARGEST_FLOAT = int(sys.float_info.max)
+LARGEST = 10**9  # cut-off and level; ranx computes with 64 bits
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,15 @@ class Figures:
         return {metric: fmean(values.values()) for metric, values in self.per_query.items()}
 
     @property
+    def means_with_results(self) -> dict[str, float]:
+        """Metric -> mean over the judged queries that have results."""
+        lacking = set(self.without_results)
+        return {
+            metric: fmean(value for query_id, value in values.items() if query_id not in lacking)
+            for metric, values in self.per_query.items()
+        }
+
+    @property
     def num_queries(self) -> int:
         """How many queries the means are over."""
         return len(next(iter(self.per_query.values())))
@@ -70,7 +81,8 @@ def evaluate_run(run: Run, qrels: Qrels, metrics: Sequence[str]) -> Figures:
     float32, equal scores by descending doc_id; the run's own ranks do not matter. A negative
     relevance counts as 0. The figures are those of trec_eval.
 
-    Raises `InputError` for an unknown metric and for a run without any judged query.
+    Raises `InputError` for an unknown metric, for a run without any judged query, and for a
+    relevance so large that a figure is not finite.
     """
     parsed = {metric: parse_metric(metric) for metric in metrics}
     if not parsed:
@@ -90,6 +102,12 @@ def evaluate_run(run: Run, qrels: Qrels, metrics: Sequence[str]) -> Figures:
         warnings.simplefilter("ignore", NumbaWarning)
         for metric, (name, cutoff, level) in parsed.items():
             values = functions[name](ranx_qrels, ranx_run, cutoff, level)
+            if not np.isfinite(values).all():
+                query_id = judged_results[int(np.argmin(np.isfinite(values)))]
+                raise InputError(
+                    f"{metric} of query {query_id} is not finite, with a relevance of "
+                    f"{max(qrels[query_id].values())!s:.20}; correct the judgements"
+                )
             per_query[metric] = dict.fromkeys(qrels, 0.0)
             per_query[metric].update(zip(judged_results, values.tolist(), strict=True))
     return Figures(
@@ -120,6 +138,12 @@ def parse_metric(metric: str) -> tuple[str, int, int]:
         )
     if match["name"] == "r-precision" and match["cutoff"]:
         raise InputError(f"{metric}: r-precision has its own cut-off; write r-precision")
+    for number in (match["cutoff"] or "", match["level"] or ""):
+        if len(number) > len(str(LARGEST)) or int(number or 0) > LARGEST:
+            raise InputError(
+                f"{metric:.60}: a number above {LARGEST:,}; leave out the cut-off to count all "
+                "passages, and the level to count from relevance 1 on"
+            )
     return match["name"], int(match["cutoff"] or 0), int(match["level"] or 1)
 
 
@@ -158,7 +182,8 @@ def _ranx_arrays(ranked: RankedList, judged: Mapping[str, int]) -> tuple[np.ndar
     ranx itself would hash the ids into 53 bits.
     """
     numbers = {doc_id: number for number, doc_id in enumerate(judged)}
-    relevance = np.array(list(judged.values()), dtype=np.float64).clip(min=0)
+    # Python's whole numbers may be larger than any float.
+    relevance = np.array([float(min(max(r, 0), LARGEST_FLOAT)) for r in judged.values()])
     best_first = np.argsort(-relevance, kind="stable")
     documents = np.array([numbers.get(doc_id, -1) for doc_id in trec_order(ranked)])
     return (

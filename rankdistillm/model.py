@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rankdistillm.bert_layers import FusedLayers, fused_layers
 from rankdistillm.devices import autocast_dtype_of, to_device
 from rankdistillm.dropout import use_fast_dropout
-from rankdistillm.errors import InputError, check_flag
+from rankdistillm.errors import InputError, check_count, check_flag, check_number
 from rankdistillm.layouts import Checkpoint, load_checkpoint, write_checkpoint
 from rankdistillm.segments import ROWS, Segments, size_multiple
 from rankdistillm.token_cache import TokenisedTexts
@@ -74,8 +74,13 @@ class CrossEncoder(nn.Module):
         A head that is not in the checkpoint is drawn from N(0, 0.02) by torch's global generator.
         The model is in evaluation mode, as those of transformers are.
 
-        Raises `InputError` where there is no readable model.
+        Raises `InputError` where there is no readable model, and for one that is no encoder.
         """
+        if not isinstance(path, str | Path) or not str(path):
+            raise InputError(f"path={path!r} is neither a folder nor a hub id")
+        check_count("query_length", query_length, optional=True)
+        check_count("doc_length", doc_length, optional=True)
+        check_number("model.dropout", dropout, optional=True)
         if dropout is not None and not 0 <= dropout < 1:
             raise InputError(f"model.dropout={dropout} is not a share in [0, 1)")
         check_flag("model.retokenise", retokenise)
@@ -90,8 +95,8 @@ class CrossEncoder(nn.Module):
         model.doc_length = doc_length or model.doc_length
         return model.to(device).eval()
 
-    def save_pretrained(self, folder: Path, *, layout: str | None = None) -> None:
-        """Write config.json, model.safetensors and the tokeniser into an existing folder.
+    def save_pretrained(self, folder: str | Path, *, layout: str | None = None) -> None:
+        """Write config.json, model.safetensors and the tokeniser into a folder, made if need be.
 
         ``layout``: that of `rankdistillm.layouts` which it was loaded from, unless said; a student
         in the layout ``mono`` is one that lightning-ir loads.
@@ -100,7 +105,7 @@ class CrossEncoder(nn.Module):
             layout or self.layout,
             self.network,
             self.tokenizer,
-            folder,
+            Path(folder),
             query_length=self.query_length,
             doc_length=self.doc_length,
         )

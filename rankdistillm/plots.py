@@ -3,23 +3,32 @@
 Needs matplotlib: ``pip install rankdistillm[plots]``.
 """
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 from typing import Any
+from unicodedata import east_asian_width
 
 import numpy as np
 
 from rankdistillm.errors import InputError
 from rankdistillm.files import replacing
 from rankdistillm.metrics import Figures
+from rankdistillm.names import escaped, shown, width, wrapped
+
+log = logging.getLogger(__name__)
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vX"
 PANELS_ACROSS = 3
+MOST_ROWS = 100  # matplotlib draws no more than 65,535 dots of a PNG
+NAME_COLUMNS = 38  # the width of a panel, in narrow characters of its title
+LEGEND_COLUMNS = 24
 
 
 def check_plot(path: Path) -> None:
@@ -47,18 +56,26 @@ def plot_gains(
             if name != baselines[0] and base:
                 of_run = found.per_query[metric]
                 gains.setdefault(name, []).extend(of_run[q] - v for q, v in base.items())
-    figure, panels = _panels(len(gains), path)
+    check_gains(list(gains), path)
     limit = 1.05 * max((abs(gain) for values in gains.values() for gain in values), default=1) or 1
-    for panel, colour, (name, values) in zip(panels, cycle(COLOURS), gains.items(), strict=False):
-        ordered = np.sort(values)[::-1]
-        panel.bar(np.arange(1, len(ordered) + 1), ordered, width=1.0, color=colour)
-        panel.axhline(0, color="black", linewidth=0.8)
-        better, worse = int((ordered > 0).sum()), int((ordered < 0).sum())
-        panel.set_title(f"{name}: {better} better, {worse} worse", fontsize=10)
-        panel.set_xlabel("query, by gain")
-        panel.set_ylim(-limit, limit)
-    figure.supylabel(f"gain in {metric} over {baselines[0]}", fontsize=10)
-    _save(figure, path)
+    with _fonts_for([*gains, baselines[0]]) as label:
+        figure, panels = _panels(len(gains))
+        for panel, colour, (name, values) in zip(
+            panels, cycle(COLOURS), gains.items(), strict=False
+        ):
+            ordered = np.sort(values)[::-1]
+            panel.bar(np.arange(1, len(ordered) + 1), ordered, width=1.0, color=colour)
+            panel.axhline(0, color="black", linewidth=0.8)
+            better, worse = int((ordered > 0).sum()), int((ordered < 0).sum())
+            panel.set_title(
+                f"{label(name, NAME_COLUMNS)}\n{better} better, {worse} worse", fontsize=10
+            )
+            panel.set_xlabel("query, by gain")
+            panel.set_ylim(-limit, limit)
+        parts = f"gain in {metric} over", label(baselines[0], NAME_COLUMNS)
+        is_short = width(" ".join(parts)) <= NAME_COLUMNS
+        figure.supylabel((" " if is_short else "\n").join(parts), fontsize=10)
+        _save(figure, path)
 
 
 def plot_amounts(
@@ -74,32 +91,58 @@ def plot_amounts(
     ``lines``: line -> amount -> values of repeated runs, drawn as their mean and, where there are
     several, their standard deviation. ``levels``: horizontal lines, such as the teacher's.
     """
-    figure, (panel,) = _panels(1, path)
-    for colour, marker, (name, points) in zip(
-        cycle(COLOURS), cycle(MARKERS), lines.items(), strict=False
-    ):
-        amounts = sorted(points)
-        means = [float(np.mean(points[a])) for a in amounts]
-        spread = [float(np.std(points[a], ddof=1)) if len(points[a]) > 1 else 0 for a in amounts]
-        panel.errorbar(
-            amounts, means, yerr=spread, color=colour, marker=marker, capsize=3, label=name
-        )
-    for style, (name, level) in zip(cycle(("--", ":", "-.")), (levels or {}).items(), strict=False):
-        panel.axhline(level, color="grey", linestyle=style, linewidth=1, label=name)
-    every = sorted({a for points in lines.values() for a in points})
-    panel.set_xscale("log")
-    panel.set_xticks(every, [f"{a:g}" for a in every])
-    panel.minorticks_off()
-    panel.set_xlabel(amount)
-    panel.set_ylabel(measurement)
-    figure.legend(frameon=False, fontsize=9, loc="outside right upper")
-    _save(figure, path)
-
-
-def _panels(number: int, path: Path) -> tuple[Any, Sequence[Any]]:
     check_plot(path)
-    if number == 0:
+    labels: dict[Any, str] = {}
+    with _fonts_for([*lines, *(levels or {}), amount, measurement]) as label:
+        figure, (panel,) = _panels(1)
+        for colour, marker, (name, points) in zip(
+            cycle(COLOURS), cycle(MARKERS), lines.items(), strict=False
+        ):
+            amounts = sorted(points)
+            means = [float(np.mean(points[a])) for a in amounts]
+            spread = [
+                float(np.std(points[a], ddof=1)) if len(points[a]) > 1 else 0 for a in amounts
+            ]
+            drawn = panel.errorbar(
+                amounts, means, yerr=spread, color=colour, marker=marker, capsize=3
+            )
+            labels[drawn] = label(name, LEGEND_COLUMNS)
+        for style, (name, level) in zip(
+            cycle(("--", ":", "-.")), (levels or {}).items(), strict=False
+        ):
+            drawn = panel.axhline(level, color="grey", linestyle=style, linewidth=1)
+            labels[drawn] = label(name, LEGEND_COLUMNS)
+        every = sorted({a for points in lines.values() for a in points})
+        panel.set_xscale("log")
+        panel.set_xticks(every, [f"{a:g}" for a in every])
+        panel.minorticks_off()
+        panel.set_xlabel(label(amount, NAME_COLUMNS))
+        panel.set_ylabel(label(measurement, NAME_COLUMNS))
+        legend = figure.legend(
+            list(labels),
+            ["" for _ in labels],  # set below: a legend leaves out labels that begin with "_"
+            frameon=False,
+            fontsize=9,
+            loc="outside right upper",
+        )
+        for text, name in zip(legend.get_texts(), labels.values(), strict=True):
+            text.set_text(name)
+        _save(figure, path)
+
+
+def check_gains(compared: Sequence[str], path: Path) -> None:
+    """Raises `InputError` where `plot_gains` of these runs, without the baseline, draws nothing."""
+    check_plot(path)
+    if not compared:
         raise InputError(f"{path}: nothing to draw beside the baseline; add a run to runs=")
+    if path.suffix == ".png" and len(compared) > MOST_ROWS * PANELS_ACROSS:
+        raise InputError(
+            f"{path}: {len(compared)} panels are too many for a .png; write a .pdf, or name the "
+            "runs to draw in runs="
+        )
+
+
+def _panels(number: int) -> tuple[Any, Sequence[Any]]:
     from matplotlib.figure import Figure
 
     across = min(number, PANELS_ACROSS)
@@ -114,6 +157,73 @@ def _panels(number: int, path: Path) -> tuple[Any, Sequence[Any]]:
         panel.grid(axis="y", linewidth=0.4, alpha=0.6)
         panel.set_axisbelow(True)
     return figure, panels
+
+
+@contextmanager
+def _fonts_for(names: Iterable[str]) -> Iterator[Callable[[str, int], str]]:
+    """Draw these names, in fonts that have their characters; gives what makes labels of them.
+
+    A label is the name itself, not a formula between dollars, in at most two lines of so many
+    columns. A character that no installed font has is escaped.
+    """
+    import matplotlib
+    from matplotlib.font_manager import FontProperties, findfont
+
+    texts = [shown(name, "text") for name in names]
+    first = findfont(FontProperties(family=["sans-serif"]))
+    families, lacking = _families({c for text in texts for c in text}, first)
+    if lacking:
+        log.warning(
+            "no installed font has %s of the plot's names: escaped; a package such as %s helps",
+            "".join(sorted(lacking))[:20],
+            " or ".join(sorted({_font_package(c) for c in lacking})),
+        )
+
+    def label(name: str, columns: int) -> str:
+        text = "".join(escaped(c) if c in lacking else c for c in shown(name, "text"))
+        return wrapped(text, columns)
+
+    settings: Any = {"text.parse_math": False, "text.usetex": False}
+    settings["font.family"] = ["sans-serif", *families]
+    with matplotlib.rc_context(settings):
+        yield label
+
+
+def _families(characters: set[str], first: str) -> tuple[list[str], set[str]]:
+    """Font families for what the font file ``first`` lacks, and what all of them lack."""
+    from matplotlib.font_manager import fontManager, get_font
+
+    def of(file: str, wanted: set[str]) -> set[str]:
+        font = get_font(file)
+        return {c for c in wanted if font.get_char_index(ord(c))}
+
+    families: list[str] = []
+    lacking = characters - of(first, characters)
+    regular = {
+        font.name: font.fname
+        for font in fontManager.ttflist
+        if font.style == "normal" and font.weight in (400, "normal", "regular", "book")
+    }
+    for family, file in sorted(regular.items()):
+        if not lacking:
+            break
+        if family.startswith("Last Resort"):  # it has a box for everything
+            continue
+        try:
+            found = of(file, lacking)
+        except (OSError, RuntimeError):  # gone or damaged since matplotlib listed it
+            continue
+        if found:
+            families.append(family)
+            lacking -= found
+    return families, lacking
+
+
+def _font_package(character: str) -> str:
+    """The package of Debian and Ubuntu that most likely has a font for it."""
+    if 0x1F000 <= ord(character) < 0x20000:  # emoji
+        return "fonts-symbola"
+    return "fonts-noto-cjk" if east_asian_width(character) in "WF" else "fonts-noto-core"
 
 
 def _save(figure: Any, path: Path) -> None:

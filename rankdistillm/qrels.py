@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-from rankdistillm.errors import InputError
-from rankdistillm.files import load_ir_dataset, numbered_lines
+from rankdistillm.errors import InputError, quoted
+from rankdistillm.files import load_ir_dataset, numbered_lines, whole_of
 from rankdistillm.runs import Run
 
 Qrels = dict[str, dict[str, int]]
@@ -36,16 +36,10 @@ def read_qrels(source: str | Path) -> Qrels:
         judged = qrels.setdefault(query_id, {})
         if doc_id in judged:
             raise InputError(
-                f"{source}, line {line}: passage {doc_id} is judged twice for query {query_id}; "
-                "keep one of the two lines"
+                f"{source}, line {line}: passage {quoted(doc_id)} is judged twice for query "
+                f"{quoted(query_id)}; keep one of the two lines"
             )
-        try:
-            judged[doc_id] = int(relevance)
-        except ValueError as error:
-            raise InputError(
-                f"{source}, line {line}: the relevance {relevance!r} is not a whole number; "
-                "correct the line"
-            ) from error
+        judged[doc_id] = whole_of(relevance, "relevance", f"{source}, line {line}")
     return qrels
 
 
@@ -60,5 +54,5 @@ def check_overlap(run: Run, qrels: Qrels) -> None:
 
 
 def _examples(query_ids: Iterable[str]) -> str:
-    first = list(islice(query_ids, 4))
+    first = [quoted(query_id) for query_id in islice(query_ids, 4)]
     return ", ".join([*first[:3], "..."] if len(first) > 3 else first)

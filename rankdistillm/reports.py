@@ -89,7 +89,11 @@ def _counts(measured: Measured) -> list[str]:
         lines.append(f"{where}judged queries: {next(iter(figures.values())).num_queries}")
         for name, found in figures.items():
             if lacking := len(found.without_results):
-                lines.append(f"{where}{name}: {lacking} of them without results, counted as 0")
+                own = ", ".join(f"{m} {v:.4f}" for m, v in found.means_with_results.items())
+                lines.append(
+                    f"{where}{name}: {lacking} of them without results, counted as 0; over the "
+                    f"{found.num_queries - lacking} with results: {own}"
+                )
             if unjudged := len(found.without_judgements):
                 lines.append(f"{where}{name}: queries without judgements, left out: {unjudged}")
     return lines
@@ -98,7 +102,7 @@ def _counts(measured: Measured) -> list[str]:
 def per_query_csv(measured: Measured) -> str:
     """A line for each query, metric and run."""
     rows = [
-        (collection, query_id, metric, name, repr(value))
+        (collection, query_id, metric, name, value)
         for collection, figures in measured.items()
         for name, found in figures.items()
         for metric, of_queries in found.per_query.items()
@@ -121,6 +125,8 @@ def json_report(
                 name: {
                     "run": files[collection].runs[name],
                     "means": found.means,
+                    "judged_queries": found.num_queries,
+                    "means_over_queries_with_results": found.means_with_results,
                     "without_results": found.without_results,
                     "without_judgements": found.without_judgements,
                     "per_query": found.per_query,

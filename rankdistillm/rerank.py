@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from rankdistillm import processes
 from rankdistillm.bert_layers import FusedLayers
-from rankdistillm.cli import numbers_as_text, run_command
+from rankdistillm.cli import run_command
 from rankdistillm.devices import (
     device_of,
     keep_freed_memory,
@@ -23,8 +23,9 @@ from rankdistillm.devices import (
     read_later,
 )
 from rankdistillm.errors import InputError, check_count
-from rankdistillm.files import check_output
+from rankdistillm.files import check_output, keep_apart
 from rankdistillm.model import CrossEncoder
+from rankdistillm.options import READ, RERANK, check_options, files_read
 from rankdistillm.progress import progress_bar
 from rankdistillm.runs import Run
 from rankdistillm.texts import texts_of_run
@@ -93,8 +94,7 @@ class Reranker:
 
     def score(self, query: str, docs: Sequence[str]) -> np.ndarray:
         """Scores of the passages for the query, float32 ``[len(docs)]``; higher is better."""
-        if isinstance(docs, str):
-            raise InputError("docs is a list of passages, not one text; write [text]")
+        docs = _texts_of(query, docs)
         keys = [str(i) for i in range(len(docs))]
         return self._score_pairs(
             self.model.tokenise_queries({"query": query}),
@@ -106,6 +106,7 @@ class Reranker:
     def rank(self, query: str, docs: Sequence[str], *, depth: int | None = None) -> list[Ranked]:
         """The best ``depth`` passages (all for None), best first; equal scores keep their order."""
         check_count("depth", depth, optional=True)
+        docs = _texts_of(query, docs)
         scores = self.score(query, docs)
         order = np.argsort(-scores, kind="stable")[:depth]
         return [Ranked(r, int(i), float(scores[i]), docs[i]) for r, i in enumerate(order, 1)]
@@ -125,6 +126,9 @@ class Reranker:
         """
         run = run.truncate(depth)
         doc_ids = dict.fromkeys(doc_id for ranked in run.values() for doc_id in ranked.doc_ids)
+        for kind, ids, texts in (("query", run, queries), ("doc", doc_ids, docs)):
+            if lacking := next((i for i in ids if i not in texts), None):
+                raise InputError(f"the {kind}_id {lacking} of {run.source} has no text")
         query_tokens = self.model.tokenise_queries({q: queries[q] for q in run})
         doc_tokens = self.model.tokenise_docs({d: docs[d] for d in doc_ids})
         return self.rerank_tokenised(run, query_tokens, doc_tokens, progress=progress)
@@ -239,14 +243,24 @@ class Reranker:
         return total.cpu().numpy()
 
 
+def _texts_of(query: str, docs: Sequence[str]) -> list[str]:
+    """The passages in their order; `InputError` for what has none, such as a set, or is no text."""
+    if isinstance(docs, str):
+        raise InputError("docs is a list of passages, not one text; write [text]")
+    is_list = hasattr(docs, "__getitem__") and hasattr(docs, "__len__")
+    if not is_list or isinstance(docs, Mapping | bytes):
+        raise InputError(f"docs is {docs!r:.40}, not a list of passages; write [text, …]")
+    if not isinstance(query, str):
+        raise InputError(f"query is {query!r:.40}, not a text")
+    return list(docs)
+
+
 def rerank(config: DictConfig) -> None:
     """Re-rank the run file ``config.run`` into ``config.output``, as conf/rerank.yaml says."""
     for name in ("run", "output"):
-        if config[name] is None:
+        if config.get(name, "") is None:
             raise InputError(f"{name} is not set; add {name}=FILE to the command line")
-    for name in ("model.query_length", "model.doc_length"):
-        check_count(name, OmegaConf.select(config, name), optional=True)
-    numbers_as_text(config, "run", "output", "model.path", "data.docs", "data.queries")
+    check_options(config, RERANK)
     device = device_of(config.device)
     keep_freed_memory(device)
     with processes.joined(device):
@@ -257,8 +271,7 @@ def _rerank(config: DictConfig, device: torch.device) -> None:
     output = Path(config.output)
     if processes.is_first():
         check_output(output, f"output={output}")
-    if output.exists() and Path(config.run).exists() and output.samefile(config.run):
-        raise InputError(f"output={output} is the run itself; give another name")
+        keep_apart([(f"output={output}", output)], files_read(config, READ))
     run = Run.read(config.run).truncate(config.depth)
     run.check_writable(output)
     queries, docs = texts_of_run(run, config.data.queries, config.data.docs)

@@ -1,11 +1,12 @@
 """Large runs in Parquet, read column by column: a hundred million rows in minutes and memory."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from rankdistillm.run_files import column_positions
+from rankdistillm.files import LARGEST_SCORE
+from rankdistillm.run_files import parquet_columns
 
 
 class Columns(NamedTuple):
@@ -25,35 +26,40 @@ class Columns(NamedTuple):
 def read_columns(path: Path) -> Columns | None:
     """Read a Parquet run; its rows are never made.
 
-    None where a look at each row is called for: texts in the file, a value that is missing, not a
-    number or not finite, a passage that stands twice, ranks that contradict the scores.
+    None where a look at each row is called for: texts in the file, numbers as texts or decimals, a
+    value that is missing or that no run may hold, a passage that stands twice, ranks that
+    contradict the scores, a damaged file. Raises `InputError` as
+    `rankdistillm.run_files.parquet_columns` does.
     """
     import pyarrow
     import pyarrow.parquet
+    from pyarrow import types
 
     try:
-        schema = pyarrow.parquet.read_schema(path)
-        names = column_positions(schema.names, str(path))
-        if "query" in names or "text" in names:
-            return None
-        table = pyarrow.parquet.read_table(path, columns=[schema.names[i] for i in names.values()])
-        columns = {name: table[schema.names[i]].combine_chunks() for name, i in names.items()}
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = parquet_columns(file.schema_arrow, path)
+            if "query" in names or "text" in names:
+                return None
+            table = file.read(columns=list(names.values()))
+        columns = {name: table[found] for name, found in names.items()}
         if table.num_rows == 0 or any(column.null_count for column in columns.values()):
             return None
-        if not all(_is_id(columns[name].type) for name in ("query_id", "doc_id")):
-            return None
         encoded = {
-            name: columns[name].cast(pyarrow.large_string()).dictionary_encode()
+            name: columns[name].cast(pyarrow.large_string()).combine_chunks().dictionary_encode()
             for name in ("query_id", "doc_id")
         }
-    except (pyarrow.ArrowException, OSError):
+        for ids in encoded.values():
+            ids.dictionary.validate(full=True)  # a text need not be UTF-8
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
         return None
-    numbers = {name: columns[name].to_numpy() for name in ("rank", "score") if name in columns}
-    if any(not np.issubdtype(values.dtype, np.number) for values in numbers.values()):
+    numbers = {name: columns[name] for name in ("rank", "score") if name in columns}
+    kinds = [column.type for column in numbers.values()]
+    if not all(types.is_integer(kind) or types.is_floating(kind) for kind in kinds):
         return None
     queries, docs = (encoded[name].indices.to_numpy() for name in ("query_id", "doc_id"))
     distinct = encoded["doc_id"].dictionary.to_numpy(zero_copy_only=False)
-    rank, score = numbers.get("rank"), numbers.get("score")
+    rank = numbers["rank"].to_numpy() if "rank" in numbers else None
+    score = numbers["score"].to_numpy().astype(np.float64) if "score" in numbers else None
     if rank is not None:
         order = np.lexsort((rank, queries))
     else:  # as trec_eval: equal scores by descending doc_id
@@ -66,7 +72,7 @@ def read_columns(path: Path) -> Columns | None:
     if score is None:
         scores = -(np.arange(len(docs)) - np.repeat(starts[:-1], np.diff(starts)) + 1.0)
     else:
-        scores = score[order].astype(np.float64)
+        scores = score[order]
     if not _sound(queries, docs, None if rank is None else rank[order], scores):
         return None
     query_ids = encoded["query_id"].dictionary.to_pylist()
@@ -75,25 +81,16 @@ def read_columns(path: Path) -> Columns | None:
     )
 
 
-def _is_id(kind: Any) -> bool:
-    """Whether values of this type of pyarrow's are ids, as `rankdistillm.files.text_of` has it."""
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    checks = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
-    return any(check(kind) for check in (*checks, types.is_integer))
-
-
 def _sound(
     queries: np.ndarray, docs: np.ndarray, rank: np.ndarray | None, scores: np.ndarray
 ) -> bool:
-    """Finite scores that never rise, whole ranks, no passage twice in the list of a query."""
+    """Scores that float32 holds and that never rise, whole ranks, no passage twice in a list."""
     same = queries[1:] == queries[:-1]
-    if not np.isfinite(scores).all() or (same & (scores[1:] > scores[:-1])).any():
+    if not (np.abs(scores) <= LARGEST_SCORE).all() or (same & (scores[1:] > scores[:-1])).any():
         return False
     if rank is not None:
-        if not np.isfinite(rank).all() or (rank != np.floor(rank)).any():
+        number = rank.astype(np.float64)
+        if not ((np.abs(number) < 2.0**63) & (number == np.floor(number))).all():
             return False
         if (same & (rank[1:] == rank[:-1]) & (scores[1:] != scores[:-1])).any():
             return False

@@ -2,21 +2,22 @@
 
 import gzip
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rankdistillm.errors import InputError
+from rankdistillm.errors import InputError, quoted
 from rankdistillm.files import (
     json_lines,
     load_ir_dataset,
     numbered_lines,
     replacing,
+    score_of,
     suffix_of,
     text_of,
+    whole_of,
 )
 from rankdistillm.released import fetch_run
 
@@ -29,6 +30,7 @@ SPELLINGS = {
     "query": ("query",),
     "text": ("text",),
 }
+_IDS, _NUMBERS = ("query_id", "doc_id"), ("rank", "score")
 TREC_COLUMNS = "query_id Q0 doc_id rank score tag"
 
 
@@ -94,8 +96,9 @@ def _trec_rows(path: Path) -> Iterator[Row]:
                 "correct the line"
             )
         query_id, _, doc_id, rank, score, _ = values
+        where = at(path, line)
         yield Row(
-            line, query_id, doc_id, _rank(rank, at(path, line)), _score(score, at(path, line))
+            line, query_id, doc_id, whole_of(rank, "rank", where), score_of(score, "score", where)
         )
 
 
@@ -103,7 +106,8 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
     for line, record in json_lines(path):
         if not isinstance(record, dict):
             raise InputError(
-                f"{at(path, line)}: expected a JSON object, found {json.dumps(record)[:40]!r}"
+                f"{at(path, line)}: expected a JSON object, found {quoted(json.dumps(record))}; "
+                "write one a line"
             )
         names = column_positions(list(record), at(path, line))
         values = list(record.values())
@@ -116,20 +120,67 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            names = column_positions(file.schema_arrow.names, str(path))
-            columns = [file.schema_arrow.names[i] for i in names.values()]
+            names = parquet_columns(file.schema_arrow, path)
             line = 0
-            for batch in file.iter_batches(columns=columns):
+            for batch in file.iter_batches(columns=list(names.values())):
                 # Batches keep the file's order of columns, not the order asked for.
-                arrays = {n: batch.column(file.schema_arrow.names[i]) for n, i in names.items()}
-                for values in zip(*(array.to_pylist() for array in arrays.values()), strict=True):
+                values = [_values(batch.column(found)) for found in names.values()]
+                for row in zip(*values, strict=True):
                     line += 1
-                    yield _row(line, dict(zip(arrays, values, strict=True)), at(path, line))
-    except (pyarrow.ArrowException, OSError) as error:
+                    yield _row(line, dict(zip(names, row, strict=True)), at(path, line))
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # of a column's name
         raise InputError(
-            f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); fetch or write "
-            "it again"
+            f"{path}: not a readable Parquet file ({quoted(str(error))}); fetch or write it again"
         ) from error
+
+
+def _values(column: Any) -> list[Any]:
+    # Texts as bytes: whether they are UTF-8 is asked row by row.
+    import pyarrow
+
+    return (
+        column.cast(pyarrow.large_binary()) if _holds_texts(column.type) else column
+    ).to_pylist()
+
+
+def parquet_columns(schema: Any, path: Path) -> dict[str, str]:
+    """Our column names -> those of a Parquet file, given its schema of Arrow's.
+
+    Raises `InputError` for a column that is missing and for one of a type that none of its rows
+    could be read from.
+    """
+    names = {n: schema.names[i] for n, i in column_positions(schema.names, str(path)).items()}
+    for name, found in names.items():
+        kind = schema.field(found).type
+        is_number = name in _NUMBERS
+        if not (_holds_texts(kind) or _holds_numbers(kind, whole=not is_number)):
+            raise InputError(
+                f"{path}: the column {found} holds {quoted(str(kind))}; write it as "
+                f"{'numbers' if is_number else 'texts'}"
+            )
+    return names
+
+
+def _holds_texts(kind: Any) -> bool:
+    """Whether values of this type of Arrow's are texts, or bytes that may hold them."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    # By name: views of texts came with pyarrow 16.
+    name = str(kind).removeprefix("large_")
+    return name in ("string", "string_view", "binary", "binary_view") or (
+        types.is_fixed_size_binary(kind)
+    )
+
+
+def _holds_numbers(kind: Any, *, whole: bool) -> bool:
+    """Whether it is a type of numbers (of whole ones); so is that of a column without values."""
+    from pyarrow import types
+
+    if types.is_null(kind) or types.is_integer(kind):
+        return True
+    return not whole and (types.is_floating(kind) or types.is_decimal(kind))
 
 
 def _ir_datasets_rows(identifier: str) -> Iterator[Row]:
@@ -137,32 +188,39 @@ def _ir_datasets_rows(identifier: str) -> Iterator[Row]:
     if not dataset.has_scoreddocs():
         raise InputError(f"{identifier}: this ir_datasets id has no scoreddocs to read a run from")
     for line, entry in enumerate(dataset.scoreddocs_iter(), 1):
-        rank = getattr(entry, "rank", None)
-        score = getattr(entry, "score", None)
-        yield Row(line, entry.query_id, entry.doc_id, rank, score)
+        found = {name: getattr(entry, name, None) for name in (*_IDS, *_NUMBERS)}
+        yield _row(line, found, at(identifier, line))
 
 
 def column_positions(found: list[str], where: str) -> dict[str, int]:
-    """Our column names -> positions among ``found``, however the field spells them there."""
+    """Our column names -> positions among ``found``, however the field spells them there.
+
+    Raises `InputError` for a column that is missing and for one that stands there twice.
+    """
     positions = {
         name: found.index(spelling)
         for name, spellings in SPELLINGS.items()
         for spelling in spellings
         if spelling in found
     }
-    for name in ("query_id", "doc_id"):
+    for name in _IDS:
         if name not in positions:
             raise InputError(
-                f"{where}: no column {' or '.join(SPELLINGS[name])} among {', '.join(found)}; "
-                "rename one"
+                f"{where}: no column {' or '.join(SPELLINGS[name])} among "
+                f"{quoted(', '.join(found))}; rename one"
             )
     if "rank" not in positions and "score" not in positions:
-        raise InputError(f"{where}: neither a rank nor a score among {', '.join(found)}; add one")
+        raise InputError(
+            f"{where}: neither a rank nor a score among {quoted(', '.join(found))}; add one"
+        )
+    for i in positions.values():
+        if found.count(found[i]) > 1:
+            raise InputError(f"{where}: the column {found[i]} stands there twice; remove one")
     return positions
 
 
 def _row(line: int, record: Mapping[str, Any], where: str) -> Row:
-    for name in ("query_id", "doc_id"):
+    for name in _IDS:
         if record[name] is None:
             raise InputError(f"{where}: the {name} has no value; give one")
     rank, score = record.get("rank"), record.get("score")
@@ -173,35 +231,11 @@ def _row(line: int, record: Mapping[str, Any], where: str) -> Row:
         line,
         text_of(record["query_id"], "query_id", where),
         text_of(record["doc_id"], "doc_id", where),
-        None if rank is None else _rank(rank, where),
-        None if score is None else _score(score, where),
+        None if rank is None else whole_of(rank, "rank", where),
+        None if score is None else score_of(score, "score", where),
         None if query is None else text_of(query, "query", where),
         None if text is None else text_of(text, "text", where),
     )
-
-
-def _rank(value: Any, where: str) -> int:
-    try:
-        rank = int(value)
-        if not isinstance(value, str) and rank != value:  # int() would cut 2.5 to 2
-            raise ValueError
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"{where}: the rank {value!r} is not a whole number; correct the line"
-        ) from error
-    return rank
-
-
-def _score(value: Any, where: str) -> float:
-    try:
-        score = float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"{where}: the score {value!r} is not a number; correct the line"
-        ) from error
-    if not math.isfinite(score):
-        raise InputError(f"{where}: the score {value!r} is not finite; correct the line")
-    return score
 
 
 def check_ids(path: Path, ids: Iterable[str]) -> None:
@@ -211,8 +245,8 @@ def check_ids(path: Path, ids: Iterable[str]) -> None:
     for identifier in ids:
         if len(identifier.split()) != 1:
             raise InputError(
-                f"{path}: the id {identifier!r} cannot stand in a TREC run, whose columns are "
-                "separated by white space; write a .jsonl"
+                f"{path}: the id {quoted(repr(identifier))} cannot stand in a TREC run, whose "
+                "columns are separated by white space; write a .jsonl"
             )
 
 

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from rankdistillm.errors import InputError, check_count
+from rankdistillm.errors import InputError, check_count, quoted
+from rankdistillm.files import LARGEST_SCORE, is_utf8
 from rankdistillm.run_columns import Columns, read_columns
 from rankdistillm.run_files import Row, at, check_ids, local_file, read_rows, write_rows
 
@@ -35,6 +37,9 @@ class Run(Mapping[str, RankedList]):
     """Ranked lists by ``query_id``, in the order in which the queries stand in the file.
 
     ``queries`` and ``docs`` hold the texts that the file itself carries (id -> text), if any.
+
+    Raises `InputError` for what no run can be written or learnt from: an id that is not a text or
+    holds half of a surrogate pair, a score that is not finite in float32.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class Run(Mapping[str, RankedList]):
         docs: Mapping[str, str] | None = None,
     ) -> None:
         self._lists = dict(lists)
+        _check_lists(self._lists, source)
         self.source = source
         self.queries = dict(queries or {})
         self.docs = dict(docs or {})
@@ -70,15 +76,15 @@ class Run(Mapping[str, RankedList]):
         (six columns separated by white space); a ``.tsv`` may start with a line of column names.
         All but Parquet may be gzipped. ``queries`` keeps only these queries.
 
-        Raises `InputError` with file and line for a wrong number of columns, a rank or score that
-        is not a number, a passage that stands twice in a list, ranks that contradict the scores,
-        and a file without entries.
+        Raises `InputError` with file and line for a wrong number of columns, a rank that is not a
+        whole number, a score that is not a finite one (both in the digits 0 to 9), a passage that
+        stands twice in a list, ranks that contradict the scores, and a file without entries.
         """
         path = local_file(source)
         if path.suffix == ".parquet" and path.exists() and (columns := read_columns(path)):
             lists = _lists_of(columns, queries)
             if lists:
-                return cls(lists, source=str(source))
+                return cls({}, source=str(source))._with(lists)
         rows: dict[str, list[Row]] = {}
         texts: tuple[dict[str, str], dict[str, str]] = ({}, {})
         for row in read_rows(source):
@@ -92,7 +98,7 @@ class Run(Mapping[str, RankedList]):
         if not rows:
             raise InputError(f"{source}: the run is empty; expected at least one ranked passage")
         lists = {query_id: _ranked(listed, source) for query_id, listed in rows.items()}
-        return cls(lists, source=str(source), queries=texts[0], docs=texts[1])
+        return cls({}, source=str(source), queries=texts[0], docs=texts[1])._with(lists)
 
     @classmethod
     def from_scores(
@@ -155,15 +161,15 @@ class Run(Mapping[str, RankedList]):
         for query_id, ranked in self.items():
             if query_id not in first_stage:
                 raise InputError(
-                    f"{self.where(query_id)}: query {query_id} is not in the first-stage run "
-                    f"{first_stage.source}; give the run that the teacher re-ranked"
+                    f"{self.where(query_id)}: query {quoted(query_id)} is not in the first-stage "
+                    f"run {first_stage.source}; give the run that the teacher re-ranked"
                 )
             kept = set(first_stage[query_id].doc_ids[:depth])
             lists[query_id] = ranked.take(i for i, d in enumerate(ranked.doc_ids) if d in kept)
             if not lists[query_id]:
                 raise InputError(
-                    f"{self.where(query_id)}: no passage of query {query_id} is in the top {depth} "
-                    f"of {first_stage.source}; give the run that the teacher re-ranked"
+                    f"{self.where(query_id)}: no passage of query {quoted(query_id)} is in the top "
+                    f"{depth} of {first_stage.source}; give the run that the teacher re-ranked"
                 )
         return self._with(lists)
 
@@ -211,7 +217,31 @@ class Run(Mapping[str, RankedList]):
         return self.source
 
     def _with(self, lists: dict[str, RankedList]) -> "Run":
-        return Run(lists, source=self.source, queries=self.queries, docs=self.docs)
+        """The same with other lists, whose ids and scores have been checked."""
+        run = copy(self)
+        run._lists = lists
+        return run
+
+
+def _check_lists(lists: Mapping[str, RankedList], source: str) -> None:
+    for query_id, ranked in lists.items():
+        try:
+            sound = is_utf8(query_id) and is_utf8("".join(ranked.doc_ids))
+        except (AttributeError, TypeError):  # not a text
+            sound = False
+        if not sound:
+            ids = (query_id, *ranked.doc_ids)
+            wrong = next(i for i in ids if not isinstance(i, str) or not is_utf8(i))
+            raise InputError(
+                f"{source}: the id {quoted(repr(wrong))} of query {quoted(query_id)} is not a text "
+                "that can be written; give each query and passage one"
+            )
+        inside = np.abs(ranked.scores) <= LARGEST_SCORE
+        if not inside.all():
+            raise InputError(
+                f"{source}: the score {ranked.scores[~inside][0]} of query {quoted(query_id)} is "
+                "not finite in float32; give each passage a number"
+            )
 
 
 def _lists_of(columns: Columns, queries: set[str] | None) -> dict[str, RankedList]:
@@ -233,8 +263,8 @@ def _ranked(rows: list[Row], source: str | Path) -> RankedList:
     has_scores = all(row.score is not None for row in rows)
     if not has_ranks and not has_scores:
         raise InputError(
-            f"{at(source, rows[0].line)}: some passages of query {rows[0].query_id} have a rank "
-            "only and some a score only; fill one of the two columns"
+            f"{at(source, rows[0].line)}: some passages of query {quoted(rows[0].query_id)} have "
+            "a rank only and some a score only; fill one of the two columns"
         )
     if has_ranks:
         rows.sort(key=lambda row: row.rank or 0)
@@ -244,8 +274,8 @@ def _ranked(rows: list[Row], source: str | Path) -> RankedList:
     for i, row in enumerate(rows):
         if row.doc_id in seen:
             raise InputError(
-                f"{at(source, row.line)}: passage {row.doc_id} stands twice in the list of query "
-                f"{row.query_id}; keep one of the two lines"
+                f"{at(source, row.line)}: passage {quoted(row.doc_id)} stands twice in the list of "
+                f"query {quoted(row.query_id)}; keep one of the two lines"
             )
         seen.add(row.doc_id)
         if i and has_ranks and has_scores:

@@ -1,11 +1,12 @@
 """A table of figures as plain text, Markdown, LaTeX or CSV."""
 
 import csv
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 from rankdistillm.errors import InputError
+from rankdistillm.names import Output, shown, width
 
 MISSING = "—"
 
@@ -24,19 +25,21 @@ class Table:
     marks: Mapping[tuple[str, str], str] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
-    def place(self, row: str, column: str) -> int:
-        """How many different figures of the column are higher, as printed; 0 is the best."""
-        printed = {f"{self.values[r, column]:.4f}" for r in self.rows if (r, column) in self.values}
-        return sum(float(p) > float(f"{self.values[row, column]:.4f}") for p in printed)
+    def place(self, row: str, column: str) -> str:
+        """``best`` or ``second`` of the column, as printed; else, and where all are equal, none."""
+        printed = {self._printed(r, column) for r in self.rows if (r, column) in self.values}
+        ranked = sorted(printed, key=float, reverse=True)
+        index = ranked.index(self._printed(row, column))
+        return ("best", "second")[index] if index < 2 and len(ranked) > 1 else ""
 
     def cells(self, show: Callable[[str, str, str], str]) -> list[list[str]]:
         """Rows of cells, ``show`` getting (figure, marks, place) of each that is not missing."""
         return [
             [
                 show(
-                    f"{self.values[row, column]:.4f}",
+                    self._printed(row, column),
                     self.marks.get((row, column), ""),
-                    ["best", "second"][place] if (place := self.place(row, column)) < 2 else "",
+                    self.place(row, column),
                 )
                 if (row, column) in self.values
                 else MISSING
@@ -45,57 +48,68 @@ class Table:
             for row in self.rows
         ]
 
+    def _printed(self, row: str, column: str) -> str:
+        return f"{self.values[row, column]:.4f}"
+
 
 def as_text(table: Table) -> str:
     """Aligned columns, with the notes below."""
-    width = max(map(len, table.marks.values()), default=0) or 1
-    cells = table.cells(lambda figure, marks, _: figure + marks.ljust(width))
-    cells = [[cell if cell != MISSING else MISSING + " " * width for cell in row] for row in cells]
-    header = ["run", *(column + " " * width for column in table.columns)]
-    lines = [header, *([name, *row] for name, row in zip(table.rows, cells, strict=True))]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    room = max(map(len, table.marks.values()), default=0) or 1
+    cells = table.cells(lambda figure, marks, _: figure + marks.ljust(room))
+    cells = [[cell if cell != MISSING else MISSING + " " * room for cell in row] for row in cells]
+    names, columns = _shown(table.rows, "text"), _shown(table.columns, "text")
+    header = ["run", *(column + " " * room for column in columns)]
+    lines = [header, *([name, *row] for name, row in zip(names, cells, strict=True))]
+    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
     text = [
-        "  ".join([name.ljust(widths[0]), *map(str.rjust, row, widths[1:])]).rstrip()
+        "  ".join(
+            [
+                name + " " * (widths[0] - width(name)),
+                *(" " * (w - width(c)) + c for c, w in zip(row, widths[1:], strict=True)),
+            ]
+        ).rstrip()
         for name, *row in lines
     ]
-    return "\n".join([*text, "", *table.notes])
+    return "\n".join([*text, "", *_shown(table.notes, "text")])
 
 
 def as_markdown(table: Table) -> str:
-    """Best in bold."""
+    """Best in bold, the notes as a list."""
     cells = table.cells(
         lambda figure, marks, place: (f"**{figure}**" if place == "best" else figure) + _sup(marks)
     )
-    lines = [["run", *table.columns], ["---", *("---:" for _ in table.columns)]]
-    lines += [[name, *row] for name, row in zip(table.rows, cells, strict=True)]
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", *table.notes])
+    lines = [["run", *_shown(table.columns, "markdown")], ["---", *("---:" for _ in table.columns)]]
+    names = _shown(table.rows, "markdown")
+    lines += [[name, *row] for name, row in zip(names, cells, strict=True)]
+    notes = [f"- {note}" for note in _shown((n.strip(" ") for n in table.notes), "markdown")]
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", *notes])
 
 
 def as_latex(table: Table) -> str:
     """Best in bold, second underlined, marks as superscripts, notes below in small print.
 
-    Needs the package booktabs.
+    Needs the package booktabs; names in other scripts than Latin need XeLaTeX or LuaLaTeX.
     """
 
     def show(figure: str, marks: str, place: str) -> str:
         styled = {"best": rf"\textbf{{{figure}}}", "second": rf"\underline{{{figure}}}"}
-        return styled.get(place, figure) + (rf"\textsuperscript{{{_tex(marks)}}}" if marks else "")
+        return styled.get(place, figure) + (rf"\textsuperscript{{{marks}}}" if marks else "")
 
     body = [
-        " & ".join([_tex(name), *("--" if cell == MISSING else cell for cell in row)]) + r" \\"
-        for name, row in zip(table.rows, table.cells(show), strict=True)
+        " & ".join([name, *("--" if cell == MISSING else cell for cell in row)]) + r" \\"
+        for name, row in zip(_shown(table.rows, "latex"), table.cells(show), strict=True)
     ]
     return "\n".join(
         [
             rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
             r"\toprule",
-            " & ".join(["run", *map(_tex, table.columns)]) + r" \\",
+            " & ".join(["run", *_shown(table.columns, "latex")]) + r" \\",
             r"\midrule",
             *body,
             r"\bottomrule",
             r"\end{tabular}",
             *([r"\par\smallskip", r"{\footnotesize"] if table.notes else []),
-            *(_tex(note) + r"\par" for note in table.notes),
+            *(note + r"\par" for note in _shown(table.notes, "latex")),
             *(["}"] if table.notes else []),
         ]
     )
@@ -104,7 +118,7 @@ def as_latex(table: Table) -> str:
 def as_csv(table: Table) -> str:
     """One line a figure: run, column, value in full precision, marks."""
     rows = [
-        (row, column, repr(table.values[row, column]), table.marks.get((row, column), ""))
+        (row, column, table.values[row, column], table.marks.get((row, column), ""))
         for row in table.rows
         for column in table.columns
         if (row, column) in table.values
@@ -112,13 +126,14 @@ def as_csv(table: Table) -> str:
     return write_csv(("run", "measurement", "value", "marks"), rows)
 
 
-def write_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """The text of a CSV file."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue().removesuffix("\n")
+def write_csv(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
+    """The text of a CSV file: numbers in full precision, names as `names.shown` has them."""
+    lines: list[str] = []
+    # With this end of a line, the csv module also quotes a carriage return inside a cell.
+    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")
+    for row in (header, *rows):
+        writer.writerow([shown(c, "csv") if isinstance(c, str) else repr(c) for c in row])
+    return "\n".join(line.removesuffix("\r\n") for line in lines)
 
 
 FORMATS = {".txt": as_text, ".md": as_markdown, ".tex": as_latex, ".csv": as_csv}
@@ -136,12 +151,5 @@ def _sup(marks: str) -> str:
     return r"\*" if marks == "*" else f"<sup>{marks}</sup>" if marks else ""
 
 
-def _tex(text: str) -> str:
-    escaped = {c: f"\\{c}" for c in "&%$#_{}"} | {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-    }
-    return "".join(escaped.get(character, character) for character in text)
+def _shown(names: Iterable[str], output: Output) -> list[str]:
+    return [shown(name, output) for name in names]

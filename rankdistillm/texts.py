@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
-from rankdistillm.errors import InputError
+from rankdistillm.errors import InputError, quoted
 from rankdistillm.files import (
     collection_of,
     json_lines,
@@ -46,7 +46,8 @@ def read_texts(
             continue
         if identifier in texts:
             raise InputError(
-                f"{path}, line {line}: the {kind}_id {identifier} stands twice; keep one of the two"
+                f"{path}, line {line}: the {kind}_id {quoted(identifier)} stands twice; keep one "
+                "of the two"
             )
         texts[identifier] = text
     return texts
@@ -69,13 +70,13 @@ def texts_of_run(
     for query_id, ranked in run.items():
         if query_id not in query_texts:
             raise InputError(
-                f"{run.where(query_id)}: the query_id {query_id} has no text in "
+                f"{run.where(query_id)}: the query_id {quoted(query_id)} has no text in "
                 f"{queries or 'the run itself'}; {_remedy('queries', queries)}"
             )
         for doc_id in ranked.doc_ids:
             if doc_id not in doc_texts:
                 raise InputError(
-                    f"{run.where(query_id, doc_id)}: the doc_id {doc_id} has no text in "
+                    f"{run.where(query_id, doc_id)}: the doc_id {quoted(doc_id)} has no text in "
                     f"{docs or 'the run itself'}; {_remedy('docs', docs)}"
                 )
     return query_texts, doc_texts
@@ -106,10 +107,10 @@ def _jsonl_entries(path: Path, kind: Kind) -> Iterator[tuple[int, str, str]]:
         if identifier is None or text is None:
             raise InputError(
                 f"{where}: expected an object with {kind}_id and text, found "
-                f"{', '.join(fields) or 'no object'}; rename the fields"
+                f"{quoted(', '.join(fields)) or 'no object'}; rename the fields"
             )
         text = text_of(text, "text", where)
-        if title := fields.get("title"):
+        if (title := fields.get("title")) not in (None, ""):
             text = f"{text_of(title, 'title', where)} {text}"
         yield line, text_of(identifier, f"{kind}_id", where), text
 

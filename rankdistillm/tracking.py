@@ -19,21 +19,44 @@ from tqdm import tqdm
 from rankdistillm import processes
 from rankdistillm.devices import read_later
 from rankdistillm.errors import InputError
-from rankdistillm.files import replacing
+from rankdistillm.files import replacing, unwritable
 
 log = logging.getLogger(__name__)
 
 MODES = ("disabled", "offline", "online")
 
 
-def check_mode(mode: str) -> None:
-    """Raises `InputError` for anything but one of `MODES`."""
-    if mode not in MODES:
-        raise InputError(f"wandb.mode={mode} is not one of {', '.join(MODES)}")
+def check_tracking(config: Any) -> None:
+    """Raises `InputError` for a ``mode`` not in `MODES`, and for what Weights & Biases refuses.
+
+    To be called before the work: it asks for the key of ``mode=online``, but sends nothing.
+    """
+    if config["mode"] not in MODES:
+        raise InputError(f"wandb.mode={config['mode']} is not one of {', '.join(MODES)}")
+    if config["mode"] == "disabled":
+        return
+    import wandb
+
+    try:
+        wandb.Settings(project=config["project"], entity=config["entity"], run_name=config["name"])
+    except (ValueError, wandb.Error) as error:
+        raise InputError(
+            f"wandb.project={config['project']}: {error}; choose another name"
+        ) from error
+    if config["mode"] == "online" and processes.is_first():
+        try:
+            wandb.login(verify=False)
+        except (ValueError, wandb.Error) as error:
+            raise InputError(
+                f"wandb.mode=online needs an account ({error}); run `wandb login`, set "
+                "WANDB_API_KEY, or use wandb.mode=offline"
+            ) from error
 
 
 class Tracker:
     """Writes one JSON object a line to ``metrics.jsonl``, each with its ``step``.
+
+    The last one, of a training that came to its end, sums it up; ``summary.json`` is the same.
 
     When a run is resumed at ``step``, the lines of later steps are dropped first, so that the file
     has neither gaps nor repeats; Weights & Biases goes on with the same run. Of the processes of a
@@ -41,13 +64,14 @@ class Tracker:
     """
 
     def __init__(self, folder: Path, config: DictConfig, *, step: int = 0) -> None:
-        check_mode(config.wandb.mode)
         self._file = None
         self._wandb = None
         if not processes.is_first():
             return
         path = folder / "metrics.jsonl"
         _drop_later_lines(path, step)
+        self._summary = folder / "summary.json"
+        self._summary.unlink(missing_ok=True)  # it is of a training that had come to its end
         self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
         if config.wandb.mode != "disabled":
             resolved: Any = OmegaConf.to_container(config, resolve=True)
@@ -58,34 +82,72 @@ class Tracker:
             run_id = known.read_text() if goes_on else secrets.token_hex(4)
             with replacing(known) as beside:
                 beside.write_text(run_id)
-            self._wandb = wandb.init(
-                mode=config.wandb.mode,
-                project=config.wandb.project,
-                entity=config.wandb.entity,
-                name=config.wandb.name or folder.name,
-                dir=str(folder),
-                config=resolved,
-                id=run_id,
-                resume="allow",
-            )
+            try:
+                self._wandb = wandb.init(
+                    mode=config.wandb.mode,
+                    project=config.wandb.project,
+                    entity=config.wandb.entity,
+                    name=config.wandb.name or folder.name,
+                    dir=str(folder),
+                    config=resolved,
+                    id=run_id,
+                    resume="allow",
+                )
+            except wandb.Error as error:  # no connection, no right to write there, …
+                self._file.close()
+                raise InputError(
+                    f"wandb.mode={config.wandb.mode}: {error}; mend that, or use wandb.mode=offline"
+                ) from error
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Note figures of one step (counted from 1; 0 is before training)."""
-        if self._file is not None:
-            # JSON knows no infinity, and a gradient of fp16 that overflowed is one.
-            finite = {
-                name: None if isinstance(value, float) and not math.isfinite(value) else value
-                for name, value in figures.items()
-            }
-            try:
-                self._file.write(json.dumps({"step": step, **finite}) + "\n")
-            except OSError as error:
-                raise InputError(
-                    f"{self._file.name}: cannot be written ({error.strerror or error}); make room, "
-                    "then go on from the last state by the same command"
-                ) from error
+        # JSON knows no infinity, and a gradient of fp16 that overflowed is one.
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in figures.items()
+        }
+        self._write_line({"step": step, **finite})
         if self._wandb is not None:
             self._wandb.log(dict(figures), step=step)
+
+    def sum_up(
+        self,
+        step: int,
+        *,
+        metric: str,
+        best: float | None,
+        best_step: int | None,
+        measured_on: str,
+        gain: Mapping[str, float],
+    ) -> None:
+        """Note what a training that ended after ``step`` has reached.
+
+        ``best``: the best validation, after ``best_step``. ``gain``: row of the closing table ->
+        mean of the metric on the validation or test queries, as ``measured_on`` says.
+        """
+        if not processes.is_first():
+            return
+        summary: dict[str, Any] = {"step": step, "metric": metric}
+        if best is not None:
+            summary["best_validation"] = {"value": best, "step": best_step}
+        if gain:
+            summary |= {"measured_on": measured_on, "means": dict(gain)}
+        self._write_line({"step": step, "summary": summary})
+        with replacing(self._summary) as beside:
+            beside.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+        if self._wandb is not None:
+            last = {f"{measured_on}/{metric}/{name}": value for name, value in gain.items()}
+            if best is not None:  # else it would be that of the last validation
+                last[f"validation/{metric}"] = best
+            self._wandb.summary.update(last)
+
+    def _write_line(self, line: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise unwritable(self._file.name, error) from error
 
     def close(self) -> None:
         """Flush and end; call it also when training failed."""
@@ -104,7 +166,8 @@ def _drop_later_lines(path: Path, step: int) -> None:
     kept = []
     for number, line in enumerate(whole if step else [], 1):
         try:
-            is_earlier = json.loads(line)["step"] <= step
+            found = json.loads(line)
+            is_earlier = found["step"] <= step and "summary" not in found
         except (ValueError, KeyError, TypeError):  # as a power failure may leave it
             log.warning("%s, line %d: damaged, dropped", path, number)
             continue

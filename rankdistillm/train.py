@@ -6,7 +6,8 @@ loop between two fences.
 
 import logging
 import math
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,19 @@ from omegaconf import DictConfig, OmegaConf
 from torch.nn.utils import clip_grad_norm_
 
 from rankdistillm import processes
-from rankdistillm.checkpoint import TrainingState, restore_folder, save_student
-from rankdistillm.cli import remove_unused_folder, run_command
+from rankdistillm.checkpoint import (
+    FILES,
+    FOLDERS,
+    TrainingState,
+    check_ours,
+    restore_folder,
+    save_student,
+)
+from rankdistillm.cli import run_command
 from rankdistillm.data import TrainingData, read_training_run
 from rankdistillm.devices import bound_compiled_products, device_of, keep_freed_memory
 from rankdistillm.errors import InputError
-from rankdistillm.files import check_writable, locked, replacing
+from rankdistillm.files import keep_apart, locked, replacing, writable_folder
 from rankdistillm.gradients import Loss, TokenBudget, step_gradients
 from rankdistillm.interruption import stop_requests
 from rankdistillm.metrics import prepare_metrics
@@ -32,11 +40,11 @@ from rankdistillm.optim import (
     make_schedule,
     renew_rates,
 )
-from rankdistillm.options import check_training
+from rankdistillm.options import READ_BY_TRAINING, check_training, files_read
 from rankdistillm.progress import progress_bar
 from rankdistillm.texts import texts_of_run
 from rankdistillm.tracking import StepFigures, Tracker
-from rankdistillm.validation import JudgedRun, print_gain
+from rankdistillm.validation import JudgedRun, measure_gain
 
 log = logging.getLogger(__name__)
 
@@ -54,17 +62,21 @@ def train(config: DictConfig) -> float | None:
 
     Returns the best value of the validation metric, for Hydra's sweepers; None without validation.
     """
+    loss = check_training(config)
     device = device_of(config.device)
     keep_freed_memory(device)
     bound_compiled_products()
     with processes.joined(device):
-        loss = check_training(config)
-        output = _make_output_folder(config)
-        with locked(output) if processes.is_first() else nullcontext():
-            return _train(config, device, loss, output)
+        # Each process started at a time of its own, which may be in the folder's name.
+        output = Path(processes.of_first(config.output))
+        folder = _folder(config, output) if processes.is_first() else nullcontext()
+        with folder, ExitStack() as opened:
+            return _train(config, device, loss, output, opened)
 
 
-def _train(config: DictConfig, device: torch.device, loss: Loss, output: Path) -> float | None:
+def _train(
+    config: DictConfig, device: torch.device, loss: Loss, output: Path, opened: ExitStack
+) -> float | None:
     # ---- read: whatever is wrong with the input shows here, before anything is computed
     run, qrels = read_training_run(config.data.train, config.seed)
     queries, docs = texts_of_run(run, config.data.queries, config.data.docs)
@@ -112,7 +124,9 @@ def _train(config: DictConfig, device: torch.device, loss: Loss, output: Path) -
         budget=budget,
     )
     measured = _plain(config.data.validation) | {"metric": config.validation.metric}
-    unmeasured = {"best": None, "validations_since_best": 0, "measured": measured}
+    unmeasured = {
+        "best": None, "best_step": None, "validations_since_best": 0, "measured": measured,
+    }  # fmt: skip
     place: dict[str, Any] = {"step": 0, **unmeasured}
     if config.resume == "auto":
         place |= (found := state.load())
@@ -153,14 +167,14 @@ def _train(config: DictConfig, device: torch.device, loss: Loss, output: Path) -
         prepare_metrics([config.validation.metric])
 
     # ---- loop
-    tracker = Tracker(output, config, step=place["step"])
+    tracker = opened.enter_context(closing(Tracker(output, config, step=place["step"])))
     model.train()
     patience = config.validation.patience or math.inf
     last = len(data) if place["validations_since_best"] < patience else place["step"]
     bar = progress_bar(range(place["step"], last), desc=config.stage, smoothing=0.05)
     figures = StepFigures(tracker, bar, overflow_is_routine=is_fp16)
     scale = scaler.get_scale()
-    with closing(bar), closing(tracker), stop_requests() as stop:
+    with closing(bar), stop_requests() as stop:
         for step, batch in zip(bar, data.batches(place["step"]), strict=False):
             # ================= one training step =================
             loss_value = step_gradients(model, loss, batch, budget=budget, scaler=scaler)
@@ -208,25 +222,32 @@ def _train(config: DictConfig, device: torch.device, loss: Loss, output: Path) -
         with average.in_place():
             save_student(model, output / "checkpoint")
     log.info("student: %s", output / "checkpoint")
+    gain: dict[str, float] = {}
     if judged:
         best = CrossEncoder.from_pretrained(
             output / "checkpoint", retokenise=config.model.retokenise, **placed
         )
-        print_gain(judged, best, config.validation.metric, output)
+        gain = measure_gain(judged, best, config.validation.metric, output)
+    tracker.sum_up(
+        place["step"],
+        metric=config.validation.metric,
+        best=place["best"],
+        best_step=place["best_step"],
+        measured_on="test" if test else "validation",
+        gain=gain,
+    )
     return place["best"]
 
 
-def _make_output_folder(config: DictConfig) -> Path:
-    if config.resume not in ("auto", "never"):
-        raise InputError(f"resume={config.resume} is not one of auto, never")
-    if config.output is None:
-        raise InputError("output is not set; add output=FOLDER to the command line")
-    # Each process started at a time of its own, which may be in the folder's name.
-    output = Path(processes.of_first(config.output))
-    if processes.is_first():
-        check_writable(output, f"output={output}")
-        remove_unused_folder(output)
-    return output
+@contextmanager
+def _folder(config: DictConfig, output: Path) -> Iterator[None]:
+    """Make the output folder and keep it to this training; refuse one that holds anything else."""
+    name = f"output={output}"
+    outputs = [(name, output / written) for written in (*FILES, *FOLDERS)]
+    keep_apart(outputs, files_read(config, READ_BY_TRAINING))
+    check_ours(output)
+    with writable_folder(output, name), locked(output):
+        yield
 
 
 def _setting(config: Any) -> dict[str, Any]:
@@ -259,11 +280,11 @@ def _validate(
     """Measure the student; keep it, and its validation run, where it is the best so far."""
     metric = config.validation.metric
     reranked = validation.rerank(model)
-    value = validation.evaluate(reranked, [metric]).means[metric]
+    value = validation.measure(reranked, metric)
     tracker.log(place["step"], {f"validation/{metric}": value})
     place["validations_since_best"] += 1
     if place["best"] is None or value > place["best"]:
-        place |= {"best": value, "validations_since_best": 0}
+        place |= {"best": value, "best_step": place["step"], "validations_since_best": 0}
         save_student(model, output / "checkpoint")
         if processes.is_first():
             reranked.write(output / "validation.run", tag="student")

@@ -1,14 +1,16 @@
 """A run that is re-ranked and measured during training: the validation and the test queries."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rankdistillm import processes
 from rankdistillm.errors import InputError
-from rankdistillm.metrics import Figures, evaluate_run
+from rankdistillm.metrics import evaluate_run
 from rankdistillm.model import CrossEncoder
+from rankdistillm.names import shown
 from rankdistillm.qrels import Qrels, check_overlap, read_qrels
 from rankdistillm.reports import format_table
 from rankdistillm.rerank import Reranker
@@ -16,10 +18,15 @@ from rankdistillm.runs import Run
 from rankdistillm.texts import texts_of_run
 from rankdistillm.token_cache import TokenisedTexts
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class JudgedRun:
     """A first-stage run with its judgements and texts, and maybe the teacher's run of it.
+
+    Only its own queries count: a mean is over those of them that are judged. In another run of
+    them, such as the teacher's, a query without results counts 0.
 
     It is re-ranked by one student, at several times: its texts are tokenised once.
     """
@@ -44,9 +51,21 @@ class JudgedRun:
         run = Run.read(config["run"]).truncate(config["depth"])
         queries, docs = texts_of_run(run, config["queries"], config["docs"])
         teacher = Run.read(config["teacher"]) if config["teacher"] else None
-        qrels = read_qrels(config["qrels"])
+        judgements = read_qrels(config["qrels"])
         for judged in (run, teacher) if teacher else (run,):
-            check_overlap(judged, qrels)
+            check_overlap(judged, judgements)
+        # A file of judgements for more queries does not scale the metrics.
+        qrels = {query_id: of for query_id, of in judgements.items() if query_id in run}
+        if len(qrels) < max(len(judgements), len(run)):
+            log.info(
+                "data.%s: metrics over the %d judged queries of %s; left out: %d of its queries "
+                "without judgements, %d judged queries that it lacks",
+                name,
+                len(qrels),
+                shown(run.source, "text"),
+                len(run) - len(qrels),
+                len(judgements) - len(qrels),
+            )
         run.check_writable(Path("before.run"))
         return cls(run, teacher, qrels, queries, docs)
 
@@ -61,21 +80,24 @@ class JudgedRun:
             self._tokens = model.tokenise_queries(self.queries), model.tokenise_docs(self.docs)
         return Reranker(model).rerank_tokenised(self.run, *self._tokens, progress=False)
 
-    def evaluate(self, run: Run, metrics: Sequence[str]) -> Figures:
-        """The metrics of some ranking of these queries."""
-        return evaluate_run(run, self.qrels, metrics)
+    def measure(self, run: Run, metric: str) -> float:
+        """The mean of a metric over these queries, of some ranking of them."""
+        return evaluate_run(run, self.qrels, [metric]).means[metric]
 
 
-def print_gain(judged: JudgedRun, student: CrossEncoder, metric: str, output: Path) -> None:
+def measure_gain(
+    judged: JudgedRun, student: CrossEncoder, metric: str, output: Path
+) -> dict[str, float]:
     """Print what the first stage, the teacher, and the student before and after reach.
 
-    ``output`` holds ``before.run``; ``after.run`` is written beside it.
+    ``output`` holds ``before.run``; ``after.run`` is written beside it. Returns row -> metric, in
+    the first process of a job alone.
     """
     after = judged.rerank(student)
     if not processes.is_first():
-        return
+        return {}
     after.write(output / "after.run", tag="after")
-    runs = {judged.name: judged.run}
+    runs = {}
     if judged.teacher is not None:
         runs["teacher"] = judged.teacher
     file = output / "before.run"
@@ -83,5 +105,8 @@ def print_gain(judged: JudgedRun, student: CrossEncoder, metric: str, output: Pa
     if file.exists() and (before := Run.read(file)).keys() == judged.run.keys():
         runs["student before"] = before
     runs["student after"] = after
-    figures = {name: judged.evaluate(run, [metric]) for name, run in runs.items()}
-    print(format_table(figures, [metric]))
+    first_stage = judged.name if judged.name and judged.name not in runs else "first stage"
+    runs = {first_stage: judged.run, **runs}
+    metrics = {name: evaluate_run(run, judged.qrels, [metric]) for name, run in runs.items()}
+    print(format_table(metrics, [metric]))
+    return {name: measured.means[metric] for name, measured in metrics.items()}

@@ -17,7 +17,7 @@ def test_train_in_a_process_of_its_own(process, tiny_bert, tmp_path):
     assert result.returncode == 0, result.stderr
     (output,) = (tmp_path / "outputs/distill").iterdir()
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 2]
+    assert [line["step"] for line in lines] == [1, 2, 2, 2]  # validation, then the summary
     assert (output / "checkpoint/model.safetensors").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}  # no litter
 

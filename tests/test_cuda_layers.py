@@ -353,6 +353,7 @@ def test_a_gpu_in_use_elsewhere_changes_nothing_on_a_cpu():
 @pytest.mark.parametrize("activation", ["gelu_new", "relu"])
 def test_layers_with_another_activation_stay_as_they_are(activation, tiny_bert, as_on_a_gpu):
     model = load(tiny_bert)
+    as_on_a_gpu.clear()  # loading scores a pair
     layers = model.network.backbone.encoder.layer
     for layer in layers:
         layer.intermediate.intermediate_act_fn = ACT2FN[activation]
@@ -365,6 +366,7 @@ def test_layers_with_another_activation_stay_as_they_are(activation, tiny_bert, 
 
 def test_a_reranker_makes_the_layers_once(tiny_bert, monkeypatch, as_on_a_gpu):
     model = load(tiny_bert)
+    as_on_a_gpu.clear()  # loading scores a pair
     last, kept = [], []
 
     def context_of_one(inner, query, half, segments):

@@ -104,6 +104,10 @@ def test_missing_and_unjudged_queries_are_said(files, command):
     assert list(values) == QUERIES
     assert values["q0"] == values["q1"] == 0.0
     assert report["means"]["mrr"] == pytest.approx(sum(values.values()) / 20)
+    own = sum(values.values()) / 18
+    assert report["means_over_queries_with_results"]["mrr"] == pytest.approx(own)
+    assert report["judged_queries"] == 20
+    assert said[0].endswith(f"counted as 0; over the 18 with results: mrr {own:.4f}")
 
 
 def test_p_values_are_scipys_with_holms_correction(files, command):
@@ -305,6 +309,58 @@ def test_many_panels_stand_in_rows(files, command):
 def png_size(path):
     """Width and height, the first two fields of a PNG's header."""
     return struct.unpack(">II", path.read_bytes()[16:24])
+
+
+# ---- names that are more than letters
+
+NAMES = (r"cost$\foo$", "a|b\nc", "=1+1", "\x1b[31mred", "中文", "\udcffhalf", "[x] & y_z", "_u")
+
+
+def test_hostile_names_of_files_go_through_every_output(files, command):
+    (files / "runs").mkdir()
+    for name in ("bad", *NAMES):
+        text = (files / ("bad.run" if name == "bad" else "good.run")).read_text()
+        (files / "runs" / f"{name}.run").write_text(text)
+    outputs = [f"table=t{suffix}" for suffix in (".csv", ".md", ".tex")]
+    for table in outputs:
+        others = ["output=o.json", "per_query=q.csv", "plot=p.png"]
+        options = ["qrels=qrels.txt", "runs=runs", "baseline=bad", "metrics=mrr", table]
+        options += others if table == outputs[0] else []
+        result = command("evaluate", *options)
+        assert result.status == 0, result.err
+        assert "\x1b" not in result.out + result.err
+        assert "Traceback" not in result.err + result.out
+    assert set(json.loads((files / "o.json").read_text())["runs"]) == {"bad", *NAMES}
+    for path, column in (("t.csv", "run"), ("q.csv", "run")):
+        with open(files / path, newline="") as file:
+            found = {row[column].removeprefix("'") for row in csv.DictReader(file)}
+        assert found == {"bad", *NAMES} - {"\udcffhalf"} | {r"\udcffhalf"}
+    assert png_size(files / "p.png")
+
+
+def test_an_error_shows_no_control_characters(files, command):
+    result = command("evaluate", "qrels=qrels.txt", "runs={'\x1b[31mred': none.run}", "baseline=x")
+    refused(result, r"\x1b[31mred")
+    assert "\x1b" not in result.err
+
+
+def test_a_plot_that_fails_leaves_what_was_measured(files, command, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("rankdistillm.evaluate.plot_gains", fail)
+    options = ["qrels=qrels.txt", runs("bad", "good"), "baseline=bad", "output=o.json"]
+    with pytest.raises(MemoryError):
+        command("evaluate", *options, "table=t.md", "per_query=q.csv", "plot=p.png")
+    assert {"o.json", "t.md", "q.csv"} <= {path.name for path in files.iterdir()}
+
+
+def test_a_plot_that_would_show_nothing_is_refused_before_runs_are_read(files, command):
+    (files / "bad.run").write_text("not a run\n")
+    options = ["qrels=qrels.txt", "plot=p.png", "baseline=bad"]
+    refused(command("evaluate", runs("bad"), *options), "p.png: nothing to draw beside")
+    many = "runs={bad: bad.run" + "".join(f", r{i}: good.run" for i in range(301)) + "}"
+    refused(command("evaluate", many, *options), "301 panels are too many for a .png")
 
 
 # ---- bad input

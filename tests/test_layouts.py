@@ -332,3 +332,215 @@ def test_a_classifier_keeps_its_layout_when_it_is_saved(tmp_path):
     assert isinstance(kind.from_pretrained(again), transformers.ElectraForSequenceClassification)
     with pytest.raises(InputError, match="layout=mono does not fit this student; use classifier"):
         model.save_pretrained(again, layout="mono")
+
+
+# ---- what is no cross-encoder that can be read whole
+
+TINY = {"vocab_size": 3100, "hidden_size": 16, "intermediate_size": 32}
+HEADS = {"num_hidden_layers": 2, "num_attention_heads": 2}
+DECODERS = {
+    "gpt2": transformers.GPT2Config(vocab_size=3100, n_embd=16, n_layer=2, n_head=2),
+    "qwen3": transformers.Qwen3Config(**TINY, **HEADS, num_key_value_heads=2, head_dim=8),
+    "llama": transformers.LlamaConfig(**TINY, **HEADS),
+    "bert": transformers.BertConfig(**TINY, **HEADS, is_decoder=True),
+}
+ENCODER_DECODERS = {
+    "t5": transformers.T5Config(vocab_size=3100, d_model=16, d_kv=8, d_ff=32, num_layers=2,
+                                num_heads=2),
+    "bart": transformers.BartConfig(vocab_size=3100, d_model=16, encoder_layers=1,
+                                    decoder_layers=1, encoder_attention_heads=2,
+                                    decoder_attention_heads=2, encoder_ffn_dim=32,
+                                    decoder_ffn_dim=32),
+}  # fmt: skip
+
+
+def write_model(folder, config, kind=transformers.AutoModel):
+    torch.manual_seed(5)
+    config.num_labels, config.pad_token_id = 1, 0
+    kind.from_config(config).save_pretrained(folder)
+    tokenizer_for("bert").save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "kind", ["AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification"]
+)
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders_are_no_students(name, kind, tmp_path):
+    if name == "bert" and kind == "AutoModelForSequenceClassification":
+        pytest.skip("transformers makes an encoder of it")
+    write_model(tmp_path, DECODERS[name], getattr(transformers, kind))
+    said = f"model.path={tmp_path}: config.json: {name} is a decoder, whose first token does not"
+    with pytest.raises(InputError, match=said):
+        CrossEncoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_encoder_decoders_are_no_students(name, tmp_path):
+    write_model(tmp_path, ENCODER_DECODERS[name])
+    with pytest.raises(InputError, match=f"config.json: {name} is an encoder-decoder"):
+        CrossEncoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("std", [0.02, 1e-3, 1.0])
+@pytest.mark.parametrize("architecture", ["bert", "electra", "roberta", "modernbert", "deberta"])
+def test_no_encoder_is_taken_for_a_decoder(architecture, std, tmp_path):
+    config = config_for(architecture, len(tokenizer_for(architecture)))
+    config.initializer_range = std
+    torch.manual_seed(5)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    tokenizer_for(architecture).save_pretrained(tmp_path)
+    assert not CrossEncoder.from_pretrained(tmp_path).has_head
+
+
+def write_modules(folder, *kinds, model_type):
+    """modules.json as sentence-transformers writes it since 5.4, and what names the task."""
+    homes = {
+        "Transformer": "base.modules.transformer",
+        "Pooling": "sentence_transformer.modules.pooling",
+        "Normalize": "sentence_transformer.modules.normalize",
+        "Dense": "base.modules.dense",
+        "LogitScore": "cross_encoder.modules.logit_score",
+    }
+    modules = [
+        {
+            "idx": i,
+            "name": str(i),
+            "path": f"{i}_{kind}" if i else "",
+            "type": f"sentence_transformers.{homes[kind]}.{kind}",
+        }
+        for i, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    settings = {
+        "__version__": {"sentence_transformers": "6.2.0"},
+        "activation_fn": "torch.nn.modules.linear.Identity",
+        "model_type": model_type,
+        "prompts": {},
+    }
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize(
+    "kinds", [("Transformer", "Pooling", "Dense"), ("Transformer", "LogitScore")]
+)
+def test_a_cross_encoder_made_of_modules_is_refused(kinds, tiny_models, tmp_path):
+    folder = shutil.copytree(tiny_models("modernbert"), tmp_path / "modular")
+    write_modules(folder, *kinds, model_type="CrossEncoder")
+    said = rf"modules\.json: a CrossEncoder .* made of {' . '.join(kinds)}, whose head cannot be"
+    with pytest.raises(InputError, match=said):
+        CrossEncoder.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("last", ["Normalize", "Dense"])
+def test_an_embedding_model_made_of_modules_is_an_encoder(last, tiny_bert, tmp_path):
+    folder = shutil.copytree(tiny_bert, tmp_path / "modular")
+    write_modules(folder, "Transformer", "Pooling", last, model_type="SentenceTransformer")
+    assert not CrossEncoder.from_pretrained(folder).has_head
+
+
+def test_a_sequence_classifier_with_its_one_module_is_read(tmp_path):
+    expected = classifier_checkpoint(tmp_path, "bert")()
+    write_modules(tmp_path, "Transformer", model_type="CrossEncoder")
+    assert scores(tmp_path) == pytest.approx(expected, abs=1e-5)
+
+
+def edit(file, **values):
+    content = json.loads(file.read_text()) | values
+    file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+@pytest.fixture
+def student(tiny_bert, tmp_path):
+    CrossEncoder.from_pretrained(tiny_bert).save_pretrained(tmp_path / "student")
+    return tmp_path / "student"
+
+
+OURS = {"query_length": 32, "doc_length": 256, "pooling": "first"}
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "said"),
+    [
+        ("config.json", {"rankdistillm": True}, "config.json: rankdistillm=True lacks"),
+        ("config.json", {"rankdistillm": {"pooling": "first"}}, "lacks query_length, doc_length"),
+        ("config.json", {"rankdistillm": OURS | {"doc_length": "x"}}, "doc_length=x is not"),
+        ("config.json", {"rankdistillm": OURS | {"doc_length": 0}}, "doc_length=0 is not"),
+        ("config.json", {"rankdistillm": OURS | {"pooling": []}}, r"pooling \[\] is not one of"),
+        ("config.json", {"rankdistillm": None}, "rankdistillm in config.json is missing"),
+        ("config.json", {"num_hidden_layers": 2}, r"encoder\.layer\.2.* belongs to no layer"),
+        ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 is no"),
+        ("config.json", {"architectures": "Bert"}, "architectures='Bert', not names"),
+        ("config.json", {"quantization_config": {"bits": 4}}, "the weights are quantised"),
+        ("tokenizer_config.json", {"model_max_length": 3}, r"may have 3 tokens"),
+        ("tokenizer_config.json", {"model_max_length": "x"}, "model_max_length=x is not a whole"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(file, values, said, student):
+    edit(student / file, **values)
+    with pytest.raises(InputError, match=rf"model\.path={student}: .*{said}"):
+        CrossEncoder.from_pretrained(student)
+
+
+def change_tokenizer(folder, change):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    change(content)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.update(post_processor=None), r"no \[CLS\] is put round a pair"),
+        (lambda t: t["model"]["vocab"].update(odd=10**6), "the token 1000000 is none of the"),
+        (lambda t: t["model"].update(unk_token="[NONE]"), "Missing"),
+        (lambda t: t.pop("model"), "Model missing"),
+    ],
+)
+def test_a_tokeniser_that_does_not_fit_is_refused(change, said, student):
+    change_tokenizer(student, change)
+    with pytest.raises(InputError, match=rf"model\.path={student}: .*tokenizer\.json: .*{said}"):
+        CrossEncoder.from_pretrained(student)
+
+
+def test_a_vocabulary_is_never_made_up(student):
+    (student / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"model\.path=.*student: "):
+        CrossEncoder.from_pretrained(student)
+
+
+def test_a_student_without_its_head_is_not_trained_from_a_random_one(student):
+    without(student, "linear.weight")
+    with pytest.raises(InputError, match=r"linear\.\* of the head is missing"):
+        CrossEncoder.from_pretrained(student)
+
+
+def test_the_head_of_another_kind_of_model_is_refused(tiny_bert, tmp_path):
+    folder = shutil.copytree(tiny_bert, tmp_path / "colbert")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["linear.weight"] = torch.ones(8, 16)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"rankdistillm in config\.json is missing"):
+        CrossEncoder.from_pretrained(folder)
+
+
+def test_a_checkpoint_in_several_files_is_read_whole(student, tmp_path):
+    expected = scores(student)
+    tensors = load_file(student / "model.safetensors")
+    (student / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for part, own in parts.items():
+        save_file({n: tensors[n] for n in own}, student / part, metadata={"format": "pt"})
+    weight_map = {n: part for part, own in parts.items() for n in own}
+    index = student / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    assert (scores(student) == expected).all()
+    (student / "b.safetensors").unlink()
+    with pytest.raises(InputError, match=r"index\.json: b\.safetensors is missing"):
+        scores(student)
+
+
+def test_an_adapter_is_refused(student):
+    (student / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="an adapter beside the weights; merge it"):
+        CrossEncoder.from_pretrained(student)

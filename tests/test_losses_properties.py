@@ -222,6 +222,20 @@ def test_whatever_lies_at_masked_positions_is_harmless(loss, junk):
 
 
 @every_loss
+def test_a_nan_target_makes_the_loss_of_its_list_nan_and_of_no_other(loss):
+    scores, targets, mask = make_scores(LISTS, SIZE), make_targets("real", LISTS, SIZE), make_mask()
+    clean = loss(scores, targets, mask=mask, reduction="none")
+    for j in range(SIZE):
+        unknown = targets.clone()
+        unknown[:, j] = torch.nan
+        value = loss(scores, unknown, mask=mask, reduction="none")
+        assert value.isnan().tolist() == mask[:, j].tolist()
+        assert (value == clean)[~mask[:, j]].all()
+        assert loss(scores, unknown, mask=mask).isnan()
+        assert gradient_of(value, scores)[~mask[:, j]].isfinite().all()
+
+
+@every_loss
 def test_list_without_passages_is_zero_in_the_graph(loss):
     scores = make_scores(3, SIZE)
     mask = torch.zeros(3, SIZE, dtype=torch.bool)

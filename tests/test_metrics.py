@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rankdistillm.errors import InputError
-from rankdistillm.metrics import NAMES, evaluate_run, trec_order
+from rankdistillm.metrics import LARGEST, NAMES, evaluate_run, parse_metric, trec_order
 from rankdistillm.runs import RankedList, Run
 
 QRELS = {"q1": {"a": 3, "b": 0, "c": 1}, "q2": {"d": 1, "e": 2}}
@@ -137,6 +137,7 @@ def test_without_results_counts_zero_and_without_judgements_is_left_out():
     figures = evaluate_run(run_of({"q1": {"a": 1.0}, "q9": {"a": 1.0}}), QRELS, ["mrr"])
     assert figures.per_query == {"mrr": {"q1": 1.0, "q2": 0.0}}
     assert figures.means == {"mrr": 0.5}
+    assert figures.means_with_results == {"mrr": 1.0}
     assert figures.num_queries == 2
     assert figures.without_results == ("q2",)
     assert figures.without_judgements == ("q9",)
@@ -166,6 +167,38 @@ def test_unknown_metric_names_the_valid_ones(metric):
 def test_cutoff_that_ranx_would_ignore():
     with pytest.raises(InputError, match=r"r-precision@10: .*write r-precision"):
         evaluate_run(run_of({"q1": {"a": 1.0}}), QRELS, ["r-precision@10"])
+
+
+def test_numbers_of_a_metric_are_bounded():
+    run = run_of({"q1": {"a": 1.0, "b": 0.5}})
+    qrels = {"q1": {"a": 10**9, "b": 1}}
+    for name in (
+        name for name in NAMES if name not in ("r-precision", "ndcg_burges", "dcg_burges")
+    ):
+        largest, whole = f"{name}@{LARGEST}", f"{name}@2"
+        values = evaluate_run(run, qrels, [largest, whole, f"{name}-l{LARGEST}"]).means
+        if name not in ("precision", "f1"):  # they count the passages that a list lacks
+            assert values[largest] == pytest.approx(values[whole])
+    for metric in (
+        "ndcg@99999999999999999999",
+        "ndcg@10-l99999999999999999999",
+        f"mrr@{LARGEST + 1}",
+        "mrr@" + "9" * 5000,  # Python does not read that many digits
+    ):
+        with pytest.raises(InputError, match=r"a number above 1,000,000,000; leave out the cut"):
+            parse_metric(metric)
+    for digits in ("٣", "１０", "1٠"):  # noqa: RUF001
+        with pytest.raises(InputError, match="unknown metric"):
+            parse_metric(f"ndcg@{digits}")
+
+
+@pytest.mark.parametrize("relevance", [5000, 10**25, 10**400])
+def test_a_relevance_beyond_a_float_is_named(relevance):
+    run, qrels = run_of({"q1": {"a": 1.0}, "q2": {"a": 1.0}}), {"q1": {"a": 1}, "q2": {}}
+    qrels["q2"] = {"a": relevance, "b": -relevance, "c": relevance}
+    assert evaluate_run(run, qrels, ["mrr"]).means == {"mrr": 1.0}
+    with pytest.raises(InputError, match=r"ndcg_burges of query q2 is not finite, .*correct the j"):
+        evaluate_run(run, qrels, ["ndcg_burges"])
 
 
 def test_no_metrics():

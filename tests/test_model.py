@@ -262,3 +262,54 @@ def test_other_names_are_left_to_the_hub():
 def test_a_dropout_that_is_no_share_is_refused(rate, tiny_bert):
     with pytest.raises(InputError, match=r"model\.dropout=.* is not a share in \[0, 1\)"):
         load(tiny_bert, dropout=rate)
+
+
+@pytest.mark.parametrize("name", ["query_length", "doc_length"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "x"])
+def test_lengths_are_whole_numbers(name, value, tiny_bert):
+    with pytest.raises(InputError, match=f"{name}={value} is not a whole number from 1 on"):
+        load(tiny_bert, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("./student", r"there is no folder \./student; "),
+        ("/nowhere/student", "there is no folder /nowhere/student; / has none"),
+        ("here/student", r"there is no folder here/student; .*/here has none"),
+        ("a/b/c", "there is no folder a/b/c; "),
+        ("org/model", "no folder org/model, and the hub cannot be reached"),
+        ("a file", "a file is a file, not the folder"),
+        ("odd id", "no folder odd id, and it is no id of the hub either"),
+    ],
+)
+def test_a_path_that_leads_nowhere_says_so(path, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "a file").touch()
+    with pytest.raises(InputError, match=said):
+        load(path)
+
+
+@pytest.mark.parametrize("path", [None, "", 5])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(InputError, match=f"path={path!r} is neither a folder nor a hub id"):
+        load(path)
+
+
+def test_a_student_is_saved_under_a_text_or_a_path(tiny_bert, tmp_path):
+    model = load(tiny_bert)
+    model.save_pretrained(str(tmp_path / "text"))
+    model.save_pretrained(tmp_path / "path")
+    names = [sorted(f.name for f in (tmp_path / n).iterdir()) for n in ("text", "path")]
+    assert names[0] == names[1]
+    assert torch.equal(load(tmp_path / "text").network.linear.weight, model.network.linear.weight)
+
+
+def test_where_nothing_can_be_written_nothing_is(tiny_bert, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: cannot be written"):
+        load(tiny_bert).save_pretrained(tmp_path / "file")
+    with pytest.raises(InputError, match="layout=odd does not fit"):
+        load(tiny_bert).save_pretrained(tmp_path / "new", layout="odd")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

@@ -141,7 +141,7 @@ def test_command_writes_the_run_that_the_class_makes(output, command, student, f
         (["output=null"], "output is not set; add output=FILE"),
         (["output=/dev/null/o.run"], "/dev/null/o.run: cannot be written"),
         (["output=."], "output=.: a folder; give the name of a file"),
-        (["output=first.run"], "output=first.run is the run itself"),
+        (["output=first.run"], "output=first.run would overwrite run=first.run, which is read"),
         (["output=pipe"], "output=pipe: a device or pipe; give the name of a file"),
         ([f"output={'o' * 250}.run"], "cannot be written (File name too long)"),
         (["output=o.run", "model.doc_length=-1"], "model.doc_length=-1 is not a whole number"),
@@ -179,6 +179,36 @@ def test_what_is_no_list_of_texts_is_refused(reranker):
         reranker.rank("q", ["a"], depth=0)
     with pytest.raises(InputError, match=r"half a character.*'a .ud83d'"):
         reranker.rank("q", ["a \ud83d"])
+
+
+@pytest.mark.parametrize(
+    "docs", [None, 5, {"a", "b"}, {"a": "b"}, b"ab", iter(["a"]), {"a": 1}.values()]
+)
+def test_passages_come_in_an_order_of_their_own(docs, reranker):
+    for call in (reranker.score, reranker.rank):
+        with pytest.raises(InputError, match="not a list of passages"):
+            call("q", docs)
+
+
+@pytest.mark.parametrize("docs", [["a", "b"], ("a", "b"), np.array(["a", "b"])])
+def test_any_sequence_of_passages_will_do(docs, reranker):
+    assert [r.place for r in reranker.rank("q", docs)] == [
+        r.place for r in reranker.rank("q", ["a", "b"])
+    ]
+
+
+@pytest.mark.parametrize("query", [None, 5, ["q"]])
+def test_a_query_is_a_text(query, reranker):
+    with pytest.raises(InputError, match="not a text"):
+        reranker.score(query, ["a"])
+
+
+def test_ids_without_a_text_are_said(reranker):
+    run = Run.from_scores({"q1": {"a": 1.0}})
+    with pytest.raises(InputError, match=r"the doc_id a of .* has no text"):
+        reranker.rerank(run, QUERIES, {})
+    with pytest.raises(InputError, match=r"the query_id q1 of .* has no text"):
+        reranker.rerank(run, {}, DOCS)
 
 
 def test_unknown_ids_name_the_line_of_the_run(command, student, files, tmp_path):

@@ -2,14 +2,16 @@
 
 import gzip
 import json
-from datetime import date
+from datetime import date, datetime, timedelta
 from decimal import Decimal
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from rankdistillm import run_files
 from rankdistillm.errors import InputError
 from rankdistillm.run_columns import read_columns
 from rankdistillm.runs import RankedList, Run
@@ -243,8 +245,8 @@ def test_output_that_cannot_be_written(tmp_path):
         ("q1 Q0 d9 third 1 tag", ["rank 'third' is not a whole number", "correct the line"]),
         ("q1 Q0 d9 9.5 1 tag", ["rank '9.5' is not a whole number"]),
         ("q1 Q0 d9 9 high tag", ["score 'high' is not a number", "correct the line"]),
-        ("q1 Q0 d9 9 nan tag", ["score 'nan' is not finite", "correct the line"]),
-        ("q1 Q0 d9 9 inf tag", ["score 'inf' is not finite"]),
+        ("q1 Q0 d9 9 nan tag", ["score 'nan' is not a number", "correct the line"]),
+        ("q1 Q0 d9 9 inf tag", ["score 'inf' is not a number"]),
         ("q1 Q0 d1 9 1 tag", ["d1 stands twice", "query q1", "keep one"]),
         ("q1 Q0 d9 9 99 tag", ["rank 9 with score 99 contradicts rank 2 with score 2.5", "one of"]),
         ("q1 Q0 d9 2 2 tag", ["rank 2 with score 2 contradicts rank 2 with score 2.5"]),
@@ -252,6 +254,111 @@ def test_output_that_cannot_be_written(tmp_path):
 )
 def test_bad_trec_line(write, line, expected):
     refused(write(TREC + line + "\n"), "line 4", *expected)
+
+
+NOT_NUMBERS = ["1_0", "\u0967\u0968", "0x10", "infinity", "nan", "", "1e", "--1", "1,5", "\u00b2"]
+
+
+@pytest.mark.parametrize("number", [*NOT_NUMBERS, " 1", "1 ", "1\u00a0"])
+@pytest.mark.parametrize("column", ["rank", "score"])
+def test_numbers_are_written_in_plain_digits(write, number, column):
+    said = f"the {column} {number!r} is not a "
+    record = {"query_id": "q", "doc_id": "d", column: number}
+    refused(write(json.dumps(record), "a.jsonl"), "line 1", said, "correct the line")
+    tsv = f"query_id\tdoc_id\t{column}\nq\td\t{number}\n"
+    refused(write(tsv, "a.tsv"), "line 2", said)
+    if number and number == number.strip():
+        rank, score = (number, "1") if column == "rank" else ("1", number)
+        refused(write(f"q Q0 d {rank} {score} t\n"), "line 1", said)
+
+
+def test_spellings_of_numbers(write):
+    text = "q Q0 a +1 +1e2 t\nq Q0 b 02 5. t\nq Q0 c 3 .5 t\nq Q0 d 4 -1.5E-3 t\n"
+    assert Run.read(write(text))["q"].scores.tolist() == [100, 5, 0.5, -0.0015]
+    assert Run.read(write('{"qid": 1, "docno": "d", "rank": "+1"}', "a.jsonl"))["1"].doc_ids
+    refused(write("q Q0 a 1 1e39 t\n"), "line 1: the score '1e39' is too large for float32")
+    refused(write(f"q Q0 a {2**63} 1 t\n"), "line 1: the rank '9223372036854775808' is too large")
+    for name in ("rank", "score"):
+        line = json.dumps({"qid": 1, "docno": "d", name: True})
+        refused(write(line, "a.jsonl"), f"line 1: the {name} True is not a")
+
+
+@pytest.mark.parametrize("name", ["query_id", "doc_id", "query", "text"])
+def test_half_a_surrogate_pair_is_refused_when_read(write, name):
+    record = {"query_id": "q", "doc_id": "d", "score": 1, name: "a\ud800"}
+    said = rf"the {name} a\ud800 holds half of a surrogate pair, which is no character; correct it"
+    refused(write(json.dumps(record), "a.jsonl"), "line 1", said)
+
+
+@pytest.mark.parametrize("ids", [("q\udfff", "d"), ("q", "d\ud800"), ("q", 1), (1, "d")])
+def test_ids_that_cannot_be_written_make_no_run(ids):
+    query_id, doc_id = ids
+    scored = {query_id: {doc_id: 1.0}}
+    ranked = {query_id: RankedList((doc_id,), np.array([1.0]))}
+    for make in (lambda: Run.from_scores(scored), lambda: Run(ranked)):
+        with pytest.raises(InputError, match=r"run: the id .* is not a text that can be written"):
+            make()
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf"), 1e39])
+def test_scores_that_are_not_finite_make_no_run(score):
+    for make in (
+        lambda: Run.from_scores({"q": {"a": 1.0, "b": score}}),
+        lambda: Run({"q": RankedList(("a", "b"), np.array([1.0, score]))}),
+    ):
+        with pytest.raises(InputError, match=r"run: the score .* of query q is not finite"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"doc_id": "d\ud800"}, "the doc_id d.ud800 holds half"),
+        ({"doc_id": None}, "the doc_id has no value"),
+        ({"score": float("nan")}, "the score nan is not finite"),
+        ({}, None),
+    ],
+)
+def test_entries_of_ir_datasets_are_checked_as_those_of_files(entry, said, monkeypatch):
+    entry = SimpleNamespace(**({"query_id": "q", "doc_id": "d", "score": 2} | entry))
+    dataset = SimpleNamespace(has_scoreddocs=lambda: True, scoreddocs_iter=lambda: iter([entry]))
+    monkeypatch.setattr(run_files, "load_ir_dataset", lambda identifier, what: dataset)
+    if said is None:
+        assert Run.read("some/data")["q"].scores.tolist() == [2.0]
+        return
+    with pytest.raises(InputError, match=f"some/data, line 1: {said}"):
+        Run.read("some/data")
+
+
+def test_a_column_that_stands_twice(write, tmp_path):
+    refused(
+        write("query_id\tdoc_id\tscore\tscore\nq\td\t1\t2\n", "a.tsv"),
+        "line 1: the column score stands there twice; remove one",
+    )
+    table = pyarrow.table([["q"], ["d"], [1], [2]], ["query_id", "doc_id", "score", "score"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    refused(tmp_path / "a.parquet", "the column score stands there twice; remove one")
+
+
+def test_long_ids_and_lines_are_quoted_in_part(write):
+    long = "x" * 100_000
+    for text in (
+        f"q Q0 {long} 1 1 t\n" * 2,
+        f"{long} Q0 d 1 1 t\n" * 2,
+        f"q Q0 d {long} 1 t\n",
+        f"q Q0 d 1 {long} t\n",
+    ):
+        with pytest.raises(InputError, match=r"line [12]: .*x\.\.\.x.*; (correct|keep)") as caught:
+            Run.read(write(text))
+        assert len(str(caught.value)) < 400
+    with pytest.raises(InputError, match=r"x\.\.\.x") as caught:
+        Run.read(write(json.dumps({long: 1, "text": long}), "a.jsonl"))
+    assert len(str(caught.value)) < 400
+
+
+def test_what_a_terminal_cannot_show_is_escaped(write):
+    line = json.dumps({"qid": "q\x1b[31m\n", "docno": "d", "score": 1})
+    refused(write(f"{line}\n{line}", "a.jsonl"), r"passage d stands twice", r"query q\x1b[31m\n;")
 
 
 @pytest.mark.parametrize("text", ["", "\n  \n"])
@@ -422,12 +529,13 @@ def test_columns_give_the_run_that_rows_give(names, shuffled, tmp_path, monkeypa
         ({"rank": [1.0, 2.5]}, "line 2: the rank 2.5 is not a whole number"),
         ({"rank": [1.0, float("inf")]}, "line 2: the rank inf is not a whole number"),
         ({"doc_id": ["a", None]}, "line 2: the doc_id has no value"),
-        ({"doc_id": [1.0, 2.0]}, "line 1: the doc_id 1.0 is not a text; write it as one"),
-        ({"query_id": [True, True]}, "line 1: the query_id True is not a text; write it as one"),
-        ({"doc_id": [date(2020, 1, 1), date(2021, 1, 1)]}, "line 1: the doc_id .* is not a text"),
-        ({"doc_id": [Decimal("1.0"), Decimal("2.0")]}, "line 1: the doc_id .* is not a text"),
         ({"doc_id": [b"a", b"\xff"]}, r"line 2: the doc_id b'\\xff' is not UTF-8; convert it"),
-        ({"text": [["a", "b"], ["c"]]}, r"line 1: the text \['a', 'b'\] is not a text"),
+        ({"score": [1e39, 1.0]}, "line 1: the score 1e[+]39 is too large for float32; correct"),
+        ({"rank": [1.0, 1e19]}, "line 2: the rank 1e[+]19 is too large; correct"),
+        ({"rank": ["1", "2.0"]}, "line 2: the rank '2.0' is not a whole number; correct"),
+        ({"score": ["2", "1_0"]}, "line 2: the score '1_0' is not a number; correct"),
+        ({"score": [b"2", b"\xff"]}, "line 2: the score '\ufffd' is not a number; correct"),
+        ({"rank": [Decimal("1.0"), Decimal("2.5")]}, "line 2: the rank .* is not a whole number"),
     ],
 )
 def test_what_columns_cannot_tell_is_said_row_by_row(changes, said, tmp_path):
@@ -436,6 +544,51 @@ def test_what_columns_cannot_tell_is_said_row_by_row(changes, said, tmp_path):
     assert read_columns(path) is None
     with pytest.raises(InputError, match=said):
         Run.read(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"doc_id": [1.0, 2.0]}, "doc_id holds double; write it as texts"),
+        ({"query_id": [True, True]}, "query_id holds bool; write it as texts"),
+        ({"doc_id": [date(2020, 1, 1), date(2021, 1, 1)]}, "doc_id holds date32"),
+        ({"doc_id": [Decimal("1.0"), Decimal("2.0")]}, "doc_id holds decimal128"),
+        ({"text": [["a", "b"], ["c"]]}, "text holds list<element: string>; write it as texts"),
+        ({"query": [{"a": 1}, {"a": 2}]}, "query holds struct"),
+        ({"score": [True, False]}, "score holds bool; write it as numbers"),
+        ({"rank": [date(2020, 1, 1), date(2021, 1, 1)]}, "rank holds date32"),
+        ({"rank": [timedelta(1), timedelta(2)]}, "rank holds duration"),
+        ({"score": [datetime(2020, 1, 1), datetime(2021, 1, 1)]}, "score holds timestamp"),
+    ],
+)
+def test_columns_of_other_types_are_refused(changes, said, tmp_path, monkeypatch):
+    columns = {"query_id": ["q", "q"], "doc_id": ["a", "b"], "rank": [1, 2], "score": [2.0, 1.0]}
+    path = parquet(tmp_path / "a.parquet", **(columns | changes))
+    for read in (Run.read, lambda path: row_by_row(path, monkeypatch)):
+        with pytest.raises(InputError, match=rf"a\.parquet: the column .*{said}"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("rank", "score"),
+    [
+        (["1", "02"], [b"2e1", b"-.5"]),
+        ([Decimal("1"), Decimal("2.0")], [Decimal("20"), Decimal("-0.5")]),
+        (np.float16([1, 2]), np.float16([20, -0.5])),
+        (np.uint8([0, 255]), None),
+        (None, np.uint64([20, 0])),
+        (None, np.int8([20, -128])),
+        (None, pyarrow.array([20.0, -0.5]).dictionary_encode()),
+        (None, pyarrow.array(["20", "-0.5"]).dictionary_encode()),
+        (pyarrow.nulls(2), [20.0, -0.5]),
+    ],
+)
+def test_numbers_of_any_type(rank, score, tmp_path, monkeypatch):
+    columns = {"query_id": ["q", "q"], "doc_id": ["a", "b"], "rank": rank, "score": score}
+    path = parquet(tmp_path / "a.parquet", **{n: v for n, v in columns.items() if v is not None})
+    for run in (Run.read(path), row_by_row(path, monkeypatch)):
+        assert run["q"].doc_ids == ("a", "b")
+        assert run["q"].scores[0] == (-1 if score is None else 20)
 
 
 def test_ids_in_a_dictionary_are_read_column_by_column(tmp_path):

@@ -19,7 +19,7 @@ def test_latex_has_the_best_in_bold_and_the_second_underlined():
     assert lines[-3:] == [r"{\footnotesize", r"said \& done\par", "}"]
     assert r"run & ndcg@10 & 5\% \\" in lines
     assert r"bm25 & \textbf{0.5000} & -- \\" in lines
-    second = r"a\_b & \underline{0.2500}\textsuperscript{*} & \textbf{1.0000}\textsuperscript{ab}"
+    second = r"a\_b & \underline{0.2500}\textsuperscript{*} & 1.0000\textsuperscript{ab}"
     assert rf"{second} \\" in lines
 
 
@@ -27,8 +27,8 @@ def test_markdown():
     lines = as_markdown(TABLE).splitlines()
     assert lines[0] == "| run | ndcg@10 | 5% |"
     assert lines[2] == "| bm25 | **0.5000** | — |"
-    assert lines[3] == r"| a_b | 0.2500\* | **1.0000**<sup>ab</sup> |"
-    assert lines[-1] == "said & done"
+    assert lines[3] == r"| a_b | 0.2500\* | 1.0000<sup>ab</sup> |"
+    assert lines[-1] == r"- said \& done"
 
 
 def test_text():
@@ -47,7 +47,13 @@ def test_csv_has_full_precision():
 def test_equal_figures_share_their_place():
     values = {("a", "m"): 0.50001, ("b", "m"): 0.50002, ("c", "m"): 0.0}
     table = Table(["a", "b", "c"], ["m"], values)
-    assert [table.place(run, "m") for run in "abc"] == [0, 0, 1]
+    assert [table.place(run, "m") for run in "abc"] == ["best", "best", "second"]
+
+
+def test_where_all_figures_are_equal_none_is_marked_as_the_best():
+    table = Table(["a", "b"], ["m"], {("a", "m"): 0.50001, ("b", "m"): 0.50002})
+    assert "**" not in as_markdown(table)
+    assert "textbf" not in as_latex(table)
 
 
 @pytest.mark.parametrize("suffix", ["png", "pdf"])

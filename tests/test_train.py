@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import resource
 import shutil
 
@@ -18,6 +19,7 @@ from rankdistillm.files import locked
 from rankdistillm.model import CrossEncoder
 from rankdistillm.runs import Run
 from rankdistillm.tracking import Tracker
+from rankdistillm.validation import JudgedRun
 
 # The losses of the first five steps of 8 lists, of 10 passages and of 8, seed 1, float32. A change
 # that is not meant to change numbers leaves them as they are.
@@ -73,16 +75,74 @@ def test_what_a_training_leaves_and_prints(train, tmp_path):
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
         "config.yaml", "metrics.jsonl", "checkpoint", "state",
-        "validation.run", "before.run", "after.run",
+        "validation.run", "before.run", "after.run", "summary.json",
     }  # fmt: skip
-    lines = metrics(out)
+    *lines, last = metrics(out)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 5]
     assert {"loss", "learning_rate", "grad_norm", "pairs_per_second"} <= lines[0].keys()
     assert 0 < lines[-1]["validation/ndcg@10"] < 1
+    summary = json.loads((out / "summary.json").read_text())
+    assert last == {"step": 5, "summary": summary}
+    best = {"value": lines[-1]["validation/ndcg@10"], "step": 5}
+    assert summary["best_validation"] == best
+    assert (summary["metric"], summary["measured_on"]) == ("ndcg@10", "test")
+    for name, value in summary["means"].items():
+        assert re.search(rf"^{name} +{value:.4f}$", result.out, re.MULTILINE)
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
     rows = [line.rsplit(None, 1)[0].strip() for line in result.out.splitlines() if "0." in line]
     assert rows[-4:] == ["bm25", "teacher", "student before", "student after"]
+    assert list(summary["means"]) == rows[-4:]
     assert len(Run.read(out / "after.run")) == len(Run.read(out / "before.run")) == 56
+
+
+def test_the_summary_has_the_best_validation_and_not_the_last(train, tmp_path, monkeypatch):
+    values = iter([0.3, 0.9, 0.5])
+    monkeypatch.setattr(JudgedRun, "measure", lambda *_: next(values))
+    assert train("validation.every=2").status == 0  # after the steps 2, 4 and 5
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["best_validation"] == {"value": 0.9, "step": 4}
+    assert summary["measured_on"] == "validation"
+
+
+def test_one_summary_is_left_however_often_a_training_goes_on(train, tmp_path):
+    for _ in range(2):
+        assert train().status == 0
+        assert [line["step"] for line in metrics(tmp_path / "out") if "summary" in line] == [5]
+    assert train("max_steps=6").status == 0
+    assert [line["step"] for line in metrics(tmp_path / "out") if "summary" in line] == [6]
+    assert train("max_steps=9", "optim.learning_rate=1e30", "resume=never").status != 0  # diverges
+    assert not (tmp_path / "out/summary.json").exists()
+
+
+def test_a_training_without_validation_has_a_summary(train, tmp_path):
+    assert train("data.validation.run=null").status == 0
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary == {"step": 5, "metric": "ndcg@10"}
+
+
+def test_judgements_of_more_queries_do_not_scale_the_metric(train, tmp_path):
+    mini = PACKAGE / "mini/validation"
+    assert train("output=few").status == 0
+    more = "".join(f"other{i} 0 d1 1\n" for i in range(500))
+    (tmp_path / "more.txt").write_text((mini / "qrels.txt").read_text() + more)
+    result = train("output=more", "data.validation.qrels=more.txt")
+    few, many = (
+        json.loads((tmp_path / f"{name}/summary.json").read_text()) for name in ("few", "more")
+    )
+    assert few == many
+    said = [line for line in result.out.splitlines() if "left out" in line]
+    assert len(said) == 1
+    assert "data.validation: metrics over the 21 judged queries of" in said[0]
+    assert said[0].endswith("0 of its queries without judgements, 500 judged queries that it lacks")
+
+
+def test_rows_of_the_closing_table_keep_apart_whatever_the_run_is_called(train, tmp_path):
+    mini = PACKAGE / "mini/test"
+    for name in ("teacher", "student after"):
+        (tmp_path / f"{name}.run").write_text((mini / "bm25.run").read_text())
+        assert train("data.test.run='" + f"{name}.run'", f"output={name[0]}").status == 0
+        means = json.loads((tmp_path / name[0] / "summary.json").read_text())["means"]
+        assert list(means) == ["first stage", "teacher", "student before", "student after"]
 
 
 def test_the_second_stage_starts_from_the_first(train, tmp_path):
@@ -215,8 +275,8 @@ def test_damaged_lines_of_figures_are_dropped(train, tmp_path):
         file.write(b"\0\0\0\n\xff\n{}\n[1]\n")
     result = train("checkpoint.every=2", "max_steps=6")
     assert result.status == 0
-    assert "metrics.jsonl, line 6: damaged, dropped" in result.out
-    assert [line["step"] for line in metrics(tmp_path / "out")] == [1, 2, 3, 4, 4, 5, 6, 6]
+    assert "metrics.jsonl, line 7: damaged, dropped" in result.out
+    assert [line["step"] for line in metrics(tmp_path / "out")] == [1, 2, 3, 4, 4, 5, 6, 6, 6]
 
 
 def test_a_teacher_of_other_queries_shows_before_the_training(train, tmp_path):
@@ -283,10 +343,10 @@ def test_a_longer_training_goes_on_at_the_rate_of_its_own_schedule(train, tmp_pa
 
 def test_the_best_student_is_one_of_the_present_validation(train, tmp_path):
     assert train().status == 0
-    best = metrics(tmp_path / "out")[-1]["validation/ndcg@10"]
+    best = metrics(tmp_path / "out")[-2]["validation/ndcg@10"]
     result = train("validation.metric=recall@1", "max_steps=6")
     assert "the validation is another one" in result.out
-    value = metrics(tmp_path / "out")[-1]["validation/recall@1"]
+    value = metrics(tmp_path / "out")[-2]["validation/recall@1"]
     assert value < best
     assert f"step 6: validation recall@1 {value:.4f} (best {value:.4f})" in result.out
     state = torch.load(tmp_path / "out/state/6.pt", weights_only=True)
@@ -363,7 +423,9 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(train, tmp_path):
     )
     assert result.status == 0, result.err
     values = [
-        line["validation/ndcg@10"] for line in metrics(tmp_path / "out") if "loss" not in line
+        line["validation/ndcg@10"]
+        for line in metrics(tmp_path / "out")
+        if "validation/ndcg@10" in line
     ]
     assert len(values) < 40
     assert len(values) - 1 - values.index(max(values)) == 2
@@ -409,7 +471,7 @@ def test_main_returns_the_validation_metric(train, tmp_path, monkeypatch):
         train_module, "train", lambda c: returned.append(original(c)) or returned[0]
     )
     train()
-    assert returned == [metrics(tmp_path / "out")[-1]["validation/ndcg@10"]]
+    assert returned == [metrics(tmp_path / "out")[-2]["validation/ndcg@10"]]
 
 
 @pytest.mark.parametrize(("validated", "num_steps"), [(True, 1), (False, 3)])
@@ -457,6 +519,11 @@ def test_wandb_offline_needs_no_account(train, tmp_path, monkeypatch):
     runs = list((tmp_path / "out/wandb").glob("offline-run-*"))
     known = (tmp_path / "out/wandb_run_id").read_text()
     assert {path.name.rpartition("-")[2] for path in runs} == {known}  # resumed: the same run
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    newest = next(max(runs, key=lambda path: path.name).glob("*.wandb")).read_bytes()
+    for name, value in summary["means"].items():
+        assert f"validation/ndcg@10/{name}".encode() in newest
+        assert json.dumps(value).encode() in newest
     shutil.rmtree(tmp_path / "out/state")  # as if stopped before the first checkpoint
     assert train("wandb.mode=offline").status == 0
     assert (tmp_path / "out/wandb_run_id").read_text() == known

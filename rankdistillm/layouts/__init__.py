@@ -13,16 +13,25 @@ Each is a module with `load` and `write`.
 """
 
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-from safetensors import SafetensorError
-
 from rankdistillm.errors import InputError
+from rankdistillm.files import writable_folder
 from rankdistillm.layouts import classifier, encoder, mono
-from rankdistillm.layouts.contents import Checkpoint
+from rankdistillm.layouts.contents import (
+    Checkpoint,
+    check_scores,
+    first_architecture,
+    refuse_unsupported,
+)
 from rankdistillm.networks import ClassifierNetwork, MonoNetwork
-from rankdistillm.pretrained import locate, quiet_transformers, read_config
+from rankdistillm.pretrained import (
+    UnreadableError,
+    locate,
+    quiet_transformers,
+    read_config,
+    reading,
+)
 
 __all__ = ["LAYOUTS", "Checkpoint", "load_checkpoint", "write_checkpoint"]
 
@@ -34,20 +43,26 @@ def load_checkpoint(path: str, *, dropout: float | None, attention: str | None) 
 
     ``dropout`` replaces every dropout rate of the encoder; ``attention`` is transformers'
     ``attn_implementation``. A head that is not in the checkpoint is drawn from N(0, 0.02) by
-    torch's global generator.
+    torch's global generator. No code of a checkpoint runs.
 
-    Raises `InputError` where there is no readable model.
+    Raises `InputError` where there is no readable model, or one that cannot rank.
     """
     source = locate(path)
     try:
         config = read_config(source)
+        layout = _layout_of(config)
+        refuse_unsupported(source, config)
         with quiet_transformers():
-            return LAYOUTS[_layout_of(config)].load(source, config, dropout, attention)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
+            checkpoint = LAYOUTS[layout].load(source, config, dropout, attention)
+            check_scores(checkpoint)
+            return checkpoint
+    except UnreadableError as error:
         raise InputError(
-            f"model.path={path}: no model could be loaded ({' '.join(str(error).split())[:200]}"
-            "); give a folder with config.json, model.safetensors and tokeniser, or a hub id"
+            f"model.path={path}: no model could be loaded ({error}); give a folder with "
+            "config.json, model.safetensors and tokeniser, or a hub id"
         ) from error
+    except InputError as error:
+        raise InputError(f"model.path={path}: {error}") from error
 
 
 def write_checkpoint(
@@ -57,7 +72,7 @@ def write_checkpoint(
     folder: Path,
     **settings: int | None,
 ) -> None:
-    """Write config.json, model.safetensors and the tokeniser into an existing folder.
+    """Write config.json, model.safetensors and the tokeniser into a folder, made if need be.
 
     ``settings``: query_length and doc_length.
     """
@@ -65,17 +80,19 @@ def write_checkpoint(
     if layout not in LAYOUTS or is_classifier != (layout == "classifier"):
         fitting = "classifier" if is_classifier else "encoder or mono"
         raise InputError(f"layout={layout} does not fit this student; use {fitting}")
-    try:
-        tokenizer.save_pretrained(folder)
-    except Exception as error:
-        if type(error) is not Exception:  # what tokenizers raises for a file it cannot write
-            raise
-        raise OSError(str(error)) from error
-    LAYOUTS[layout].write(network, folder, settings)
+    with writable_folder(folder, str(folder)):
+        try:
+            tokenizer.save_pretrained(folder)
+        except Exception as error:
+            if type(error) is not Exception:  # what tokenizers raises for a file it cannot write
+                raise
+            raise OSError(str(error)) from error
+        LAYOUTS[layout].write(network, folder, settings)
 
 
 def _layout_of(config: dict[str, Any]) -> str:
-    if config.get("model_type") in mono.MODEL_TYPES:
-        return "mono"
-    architecture = (config.get("architectures") or [""])[0]
+    with reading("config.json"):
+        if config.get("model_type") in mono.MODEL_TYPES:
+            return "mono"
+        architecture = first_architecture(config)
     return "classifier" if architecture.endswith("ForSequenceClassification") else "encoder"

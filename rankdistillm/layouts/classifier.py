@@ -1,33 +1,43 @@
 """Sequence classifiers of transformers with one label, and sentence-transformers' CrossEncoder."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
-from rankdistillm.layouts.contents import Checkpoint, load_model, longest_pair, set_dropout
+from rankdistillm.layouts.contents import (
+    Checkpoint,
+    check_encoder,
+    lengths_of,
+    load_config,
+    load_model,
+    load_tokenizer,
+    longest_pair,
+    own_settings,
+)
 from rankdistillm.networks import ClassifierNetwork
-from rankdistillm.pretrained import find_file, write_files
+from rankdistillm.pretrained import UnreadableError, find_file, read_json, reading, write_files
 
 
 def load(
     source: str, raw: dict[str, Any], dropout: float | None, attention: str | None
 ) -> Checkpoint:
-    config = AutoConfig.from_pretrained(source)
+    ours = own_settings(raw, "query_length", "doc_length")
+    config = load_config(source, dropout)
     if config.num_labels != 1:
-        raise ValueError(f"a classifier with {config.num_labels} labels; a re-ranker has one")
-    set_dropout(config, dropout)
-    classifier = load_model(AutoModelForSequenceClassification, source, config, attention)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    ours = raw.get("rankdistillm") or {}
+        raise UnreadableError(
+            f"config.json: a classifier with {config.num_labels} labels; a re-ranker has one"
+        )
+    kind = AutoModelForSequenceClassification
+    classifier, _ = load_model(kind, source, config, attention)
+    check_encoder(classifier)
+    tokenizer = load_tokenizer(source)
     return Checkpoint(
         "classifier",
         ClassifierNetwork(classifier, _activation(source, raw)),
         tokenizer,
-        ours.get("query_length"),
-        ours.get("doc_length"),
+        *lengths_of(ours, None, None),
         longest_pair(tokenizer, config),
     )
 
@@ -48,13 +58,18 @@ def _activation(source: str, raw: dict[str, Any]) -> nn.Module | None:
 
     Where it wrote the folder but names none, that is the sigmoid.
     """
-    file = find_file(source, "config_sentence_transformers.json")
-    name = json.loads(Path(file).read_text()).get("activation_fn") if file else None
-    name = name or (raw.get("sentence_transformers") or {}).get("activation_fn")
-    name = name or raw.get("sbert_ce_default_activation_function")
-    if name is None:
-        return nn.Sigmoid() if file or "sentence_transformers" in raw else None
-    function = getattr(nn, name.rpartition(".")[2], None) if name.startswith("torch.nn.") else None
-    if function is None:
-        raise ValueError(f"the activation function {name} is not one of torch.nn")
-    return None if function is nn.Identity else function()
+    settings = "config_sentence_transformers.json"
+    file = find_file(source, settings)
+    name = read_json(file).get("activation_fn") if file else None
+    with reading("config.json" if name is None else settings):
+        if name is None:
+            name = (raw.get("sentence_transformers") or {}).get("activation_fn")
+        if name is None:
+            name = raw.get("sbert_ce_default_activation_function")
+        if name is None:
+            return nn.Sigmoid() if file or "sentence_transformers" in raw else None
+        is_known = isinstance(name, str) and name.startswith("torch.nn.")
+        function = getattr(nn, name.rpartition(".")[2], None) if is_known else None
+        if function is None:
+            raise ValueError(f"the activation function {name} is not one of torch.nn")
+        return None if function is nn.Identity else function()

@@ -3,19 +3,24 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from rankdistillm.layouts.contents import (
     HEAD,
     Checkpoint,
+    check_encoder,
+    first_architecture,
+    lengths_of,
+    load_config,
     load_model,
+    load_tokenizer,
     longest_pair,
     mono_network,
     mono_tensors,
-    set_dropout,
+    own_settings,
 )
 from rankdistillm.networks import MonoNetwork
-from rankdistillm.pretrained import find_file, read_tensors, write_files
+from rankdistillm.pretrained import UnreadableError, write_files
 
 QUERY_LENGTH, DOC_LENGTH = 32, 256
 
@@ -23,20 +28,23 @@ QUERY_LENGTH, DOC_LENGTH = 32, 256
 def load(
     source: str, raw: dict[str, Any], dropout: float | None, attention: str | None
 ) -> Checkpoint:
-    config = AutoConfig.from_pretrained(source)
-    set_dropout(config, dropout)
-    backbone = load_model(AutoModel, source, config, attention)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    ours = raw.get("rankdistillm") or {}
-    # Our own heads alone: the encoder has been read.
-    head = read_tensors(source, HEAD) if find_file(source, "model.safetensors") else {}
+    ours = own_settings(raw, "query_length", "doc_length", "pooling")
+    config = load_config(source, dropout)
+    backbone, tensors = load_model(AutoModel, source, config, attention)
+    check_encoder(backbone)
+    head = {name: tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
+    if bool(head) != bool(ours):
+        lacking = "the weights linear.* of the head" if ours else "rankdistillm in config.json"
+        raise UnreadableError(f"{lacking} is missing, which a student of ours has")
+    if not first_architecture(raw) and any(name.startswith("classifier.") for name in tensors):
+        raise UnreadableError("config.json: no architectures, though the weights have a classifier")
+    tokenizer = load_tokenizer(source)
     network = mono_network(backbone, head, ours.get("pooling", "first"))
     return Checkpoint(
         "encoder",
         network,
         tokenizer,
-        ours.get("query_length", QUERY_LENGTH),
-        ours.get("doc_length", DOC_LENGTH),
+        *lengths_of(ours, QUERY_LENGTH, DOC_LENGTH),
         longest_pair(tokenizer, backbone.config),
         has_head=bool(head),
     )

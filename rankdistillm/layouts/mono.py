@@ -9,24 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-)
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedTokenizerFast
 
+from rankdistillm.errors import InputError
 from rankdistillm.layouts.contents import (
     HEAD,
     Checkpoint,
+    check_encoder,
+    check_layers,
+    check_weights,
+    first_architecture,
+    lengths_of,
+    load_tokenizer,
     longest_pair,
     mono_network,
     mono_tensors,
     set_dropout,
 )
 from rankdistillm.networks import MonoNetwork
-from rankdistillm.pretrained import find_file, read_tensors, write_files, write_json
+from rankdistillm.pretrained import (
+    UnreadableError,
+    find_file,
+    read_tensors,
+    reading,
+    write_files,
+    write_json,
+)
 
 MODEL_TYPES = ("mono", "cross-encoder")
 
@@ -34,56 +43,81 @@ MODEL_TYPES = ("mono", "cross-encoder")
 def load(
     source: str, raw: dict[str, Any], dropout: float | None, attention: str | None
 ) -> Checkpoint:
-    if raw.get("_bert_pool") or raw.get("is_encoder_decoder"):
-        raise ValueError("BERT's pooler and encoder-decoders are not supported in mono models")
-    backbone_type = _backbone_type(raw)
-    own = {"model_type", "architectures", "backbone_model_type", "dtype", "torch_dtype"}
-    config = AutoConfig.for_model(backbone_type, **{k: v for k, v in raw.items() if k not in own})
+    if raw.get("_bert_pool"):
+        raise InputError("config.json: BERT's pooler in mono models is not supported; give another")
+    with reading("config.json"):
+        backbone_type = _backbone_type(raw)
+        own = {"model_type", "architectures", "backbone_model_type", "dtype", "torch_dtype"}
+        known = {k: v for k, v in raw.items() if k not in own}
+        config = AutoConfig.for_model(backbone_type, **known)
+        config._attn_implementation = None  # the checkpoint's own may be code on the hub
     set_dropout(config, dropout)
-    backbone = AutoModel.from_config(config, dtype=torch.float32, attn_implementation=attention)
     tensors = read_tensors(source)
     if f"{HEAD}weight" not in tensors:
-        raise ValueError(f"{HEAD}weight is missing, which makes scores of states")
-    weights = {
-        re.sub(rf"^({backbone.base_model_prefix}|{backbone_type})\.", "", name): tensor
-        for name, tensor in tensors.items()
-        if not name.startswith(HEAD)
-    }
-    missing, unexpected = backbone.load_state_dict(weights, strict=False)
-    missing = [name for name in missing if not name.startswith("pooler.")]
-    unexpected = [
-        name for name in unexpected if "pooler." not in name and "position_ids" not in name
-    ]
-    if missing or unexpected:
-        raise ValueError(
-            f"the weights do not fit {backbone_type}: missing {missing[:3]}, besides them "
-            f"{unexpected[:3]}"
-        )
+        raise UnreadableError(f"{HEAD}weight is missing, which makes scores of states")
+    backbone = _load_backbone(config, attention, tensors)
+    check_encoder(backbone)
     tokenizer = _load_tokenizer(source, config)
+    pooling = raw.get("pooling_strategy")
     return Checkpoint(
         "mono",
-        mono_network(backbone, tensors, raw.get("pooling_strategy") or "first"),
+        mono_network(backbone, tensors, "first" if pooling is None else pooling),
         tokenizer,
-        raw.get("query_length", 32),
-        raw.get("doc_length", 512),
+        *lengths_of(raw, 32, 512),
         longest_pair(tokenizer, config),
     )
+
+
+def _load_backbone(config: Any, attention: str | None, tensors: dict[str, Tensor]) -> Any:
+    check_layers(config)
+
+    def make() -> Any:
+        return AutoModel.from_config(
+            config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+        )
+
+    with reading("config.json"), torch.device("meta"):
+        empty = make()
+        shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
+    prefixes = rf"^({empty.base_model_prefix}|{config.model_type})\."
+    with reading("the weights"):
+        weights = {
+            re.sub(prefixes, "", name): tensor
+            for name, tensor in tensors.items()
+            if not name.startswith(HEAD)
+        }
+        missing = [n for n in shapes if n not in weights and not n.startswith("pooler.")]
+        unexpected = [n for n in weights if n not in shapes]
+        unexpected = [n for n in unexpected if "pooler." not in n and "position_ids" not in n]
+        if missing or unexpected:
+            raise ValueError(
+                f"the weights do not fit {config.model_type}: missing {missing[:3]}, besides them "
+                f"{unexpected[:3]}"
+            )
+        for name, tensor in weights.items():
+            if name in shapes and tensor.shape != shapes[name]:
+                raise ValueError(f"{name} has the shape {[*tensor.shape]}, not {[*shapes[name]]}")
+        # Only now, when the numbers in config.json are those of real tensors.
+        backbone = make().eval()
+        backbone.load_state_dict(weights, strict=False)
+        check_weights(backbone, [], [], weights)
+    return backbone
 
 
 def _load_tokenizer(source: str, config: Any) -> Any:
     # tokenizer_config.json names classes that only lightning-ir has.
     if find_file(source, "tokenizer.json") is None:
-        return AutoTokenizer.from_pretrained(source, tokenizer_type=config.model_type)
+        return load_tokenizer(source, tokenizer_type=config.model_type)
     types = ["token_type_ids"] if getattr(config, "type_vocab_size", 0) > 1 else []
     names = ["input_ids", *types, "attention_mask"]
-    return PreTrainedTokenizerFast.from_pretrained(source, model_input_names=names)
+    return load_tokenizer(source, PreTrainedTokenizerFast, model_input_names=names)
 
 
 def _backbone_type(raw: dict[str, Any]) -> str:
     """``backbone_model_type``; older checkpoints say it in CrossEncoder*Electra*Model alone."""
     if raw.get("backbone_model_type"):
         return raw["backbone_model_type"]
-    architecture = (raw.get("architectures") or [""])[0]
+    architecture = first_architecture(raw)
     name = re.sub(r"^(CrossEncoder|Mono)|Model$", "", architecture).lower()
     for known in CONFIG_MAPPING:
         if known.replace("-", "").replace("_", "") == name:

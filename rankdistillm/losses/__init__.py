@@ -6,6 +6,8 @@
 better; the mask is True for a real passage. Arithmetic is in float32, or in float64 if the scores
 are. Inside a list a loss averages over its pairs or passages; over lists it takes the `reduction`
 `"mean"`, `"sum"` or `"none"`. A list with nothing to compare costs zero and stays in the graph.
+Whatever stands at masked positions is ignored; a NaN target of a real passage makes the loss of its
+list NaN.
 
 `LOSSES` has all of them by the name that a config uses, with what they consume; `RankingLoss` and
 `WeightedSum` are the same as modules. Read `lists.py` first: everything else stands on it.

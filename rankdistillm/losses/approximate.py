@@ -79,7 +79,8 @@ def adr_mse_loss(
     elif discount is not None:
         raise ValueError(f"discount must be 'log2', 'reciprocal' or None, got {discount!r}")
     comparable = has_order(lists.targets, lists.mask)
-    return reduce_lists(zero_unless(comparable, average(errors, lists.mask)), reduction)
+    values = zero_unless(comparable, average(errors, lists.mask))
+    return reduce_lists(values, lists.targets, reduction)
 
 
 def approx_ndcg_loss(
@@ -123,7 +124,7 @@ def approx_ndcg_loss(
     gains = relative_gains(lists.targets, gain)
     dcg = (gains / torch.log2(1 + approx_ranks(lists.scores, lists.mask))).sum(-1)
     values = 1 - dcg / ideal_dcg(gains)
-    return reduce_lists(zero_unless(has_order(gains, lists.mask), values), reduction)
+    return reduce_lists(zero_unless(has_order(gains, lists.mask), values), lists.targets, reduction)
 
 
 def approx_mrr_loss(
@@ -163,4 +164,4 @@ def approx_mrr_loss(
     relevant = lists.targets > 0
     reciprocal = torch.where(relevant, 1 / approx_ranks(lists.scores, lists.mask), 0)
     comparable = has_order(relevant.to(lists.scores.dtype), lists.mask)
-    return reduce_lists(zero_unless(comparable, 1 - reciprocal.amax(-1)), reduction)
+    return reduce_lists(zero_unless(comparable, 1 - reciprocal.amax(-1)), lists.targets, reduction)

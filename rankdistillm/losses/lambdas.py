@@ -75,7 +75,7 @@ def lambda_loss(
         raise ValueError(f"weighting must be one of {WEIGHTINGS}, got {weighting!r}")
     if k is not None and k < 1:
         raise ValueError(f"k must be 1 or more, or None, got {k}")
-    lists = prepare(scores, targets, mask, temperature=temperature)
+    given = lists = prepare(scores, targets, mask, temperature=temperature)
     if weighting == "mrr":
         lists = lists._replace(targets=(lists.targets > 0).to(lists.scores.dtype))
     elif weighting is not None:
@@ -92,7 +92,8 @@ def lambda_loss(
         gains = relative_gains(lists.targets, gain)
         gains = gains / ideal_dcg(gains, k).unsqueeze(-1)
         weights = _ndcg_weights(gains, ranks, weighting, mu)
-    return reduce_lists(mean_over_pairs(lists.scores, pairs, logistic_cost, weights), reduction)
+    values = mean_over_pairs(lists.scores, pairs, logistic_cost, weights)
+    return reduce_lists(values, given.targets, reduction)
 
 
 def student_ranks(lists: Lists) -> Tensor:

@@ -63,12 +63,16 @@ def prepare(
     return Lists(scores, targets, mask)
 
 
-def reduce_lists(values: Tensor, reduction: Reduction) -> Tensor:
+def reduce_lists(values: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:
     """One value per list `[...]` to the loss: `"mean"` over all lists, `"sum"`, or `"none"`.
 
     The mean counts lists with nothing to compare as well, so that a batch equals the mean of its
-    lists taken one at a time.
+    lists taken one at a time. `targets` `[..., n]` are those of `prepare`: a NaN among them makes
+    the value of its list NaN.
     """
+    # NaN is neither above nor below anything: most losses would pass over such a passage.
+    unknown = targets.isnan().any(-1)
+    values = values * torch.where(unknown, torch.nan, 1.0)
     if reduction == "none":
         return values
     if reduction == "sum":

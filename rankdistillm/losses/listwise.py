@@ -71,7 +71,7 @@ def info_nce_loss(
     relevant = lists.targets > 0
     scores = centre(lists.scores, lists.mask)
     others = fill_masked(scores, lists.mask & ~relevant).logsumexp(-1, keepdim=True)
-    return reduce_lists(average(-logsigmoid(scores - others), relevant), reduction)
+    return reduce_lists(average(-logsigmoid(scores - others), relevant), lists.targets, reduction)
 
 
 def kl_loss(
@@ -113,7 +113,7 @@ def kl_loss(
     teacher = teacher_log_probabilities(lists.targets, lists.mask, target_temperature)
     student = log_probabilities(lists.scores, lists.mask)
     # Masked positions are zero in both, whatever the exponential of zero is.
-    return reduce_lists((teacher.exp() * (teacher - student)).sum(-1), reduction)
+    return reduce_lists((teacher.exp() * (teacher - student)).sum(-1), lists.targets, reduction)
 
 
 def listnet_loss(
@@ -157,7 +157,8 @@ def listnet_loss(
     teacher = teacher_log_probabilities(lists.targets, lists.mask, target_temperature)
     student = log_probabilities(lists.scores, lists.mask)
     values = -(teacher.exp() * student).sum(-1)
-    return reduce_lists(zero_unless(has_order(lists.targets, lists.mask), values), reduction)
+    values = zero_unless(has_order(lists.targets, lists.mask), values)
+    return reduce_lists(values, lists.targets, reduction)
 
 
 def pearson_loss(
@@ -194,7 +195,8 @@ def pearson_loss(
     score_units = _unit_vector(lists.scores, lists.mask)
     target_units = _unit_vector(lists.targets, lists.mask)
     values = 1 - (score_units * target_units).sum(-1)
-    return reduce_lists(zero_unless(has_order(lists.targets, lists.mask), values), reduction)
+    values = zero_unless(has_order(lists.targets, lists.mask), values)
+    return reduce_lists(values, lists.targets, reduction)
 
 
 def _unit_vector(values: Tensor, mask: Tensor) -> Tensor:

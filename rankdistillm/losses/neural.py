@@ -94,4 +94,4 @@ def neural_ndcg_loss(
     # Not a matrix product, which autocast would take in half precision.
     in_order = (permutation * gains.unsqueeze(-2)).sum(-1)
     values = 1 - (in_order * rank_discounts(gains)).sum(-1) / ideal_dcg(gains)
-    return reduce_lists(zero_unless(has_order(gains, lists.mask), values), reduction)
+    return reduce_lists(zero_unless(has_order(gains, lists.mask), values), lists.targets, reduction)

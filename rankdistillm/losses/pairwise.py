@@ -79,7 +79,8 @@ def ranknet_loss(
     """
     lists = prepare(scores, targets, mask, temperature=temperature)
     pairs = ordered_pairs(lists.targets, lists.mask)
-    return reduce_lists(mean_over_pairs(lists.scores, pairs, logistic_cost), reduction)
+    values = mean_over_pairs(lists.scores, pairs, logistic_cost)
+    return reduce_lists(values, lists.targets, reduction)
 
 
 def weighted_ranknet_loss(
@@ -131,7 +132,8 @@ def weighted_ranknet_loss(
         raise ValueError(
             f"weighting must be 'inverse_sum' or 'reciprocal_difference', got {weighting!r}"
         )
-    return reduce_lists(mean_over_pairs(lists.scores, pairs, logistic_cost, weights), reduction)
+    values = mean_over_pairs(lists.scores, pairs, logistic_cost, weights)
+    return reduce_lists(values, lists.targets, reduction)
 
 
 def hinge_loss(
@@ -167,7 +169,7 @@ def hinge_loss(
     lists = prepare(scores, targets, mask)
     pairs = ordered_pairs(lists.targets, lists.mask)
     values = mean_over_pairs(lists.scores, pairs, lambda margins: relu(margin - margins))
-    return reduce_lists(values, reduction)
+    return reduce_lists(values, lists.targets, reduction)
 
 
 def margin_mse_loss(
@@ -214,4 +216,4 @@ def margin_mse_loss(
     else:
         wanted = torch.full_like(pairs, margin, dtype=lists.scores.dtype)
     values = mean_over_pairs(lists.scores, pairs, lambda margins: (margins - wanted).square())
-    return reduce_lists(values, reduction)
+    return reduce_lists(values, lists.targets, reduction)

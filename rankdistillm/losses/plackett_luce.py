@@ -59,7 +59,7 @@ def listmle_loss(
     tensor(0.5736)
     """
     lists = prepare(scores, targets, mask, temperature=temperature)
-    return reduce_lists(average(_choice_costs(*lists), lists.mask), reduction)
+    return reduce_lists(average(_choice_costs(*lists), lists.mask), lists.targets, reduction)
 
 
 def p_listmle_loss(
@@ -105,4 +105,4 @@ def p_listmle_loss(
     weights = weights.masked_fill(~lists.mask, 0)
     total = weights.sum(-1)
     values = (weights * _choice_costs(*lists)).sum(-1) / torch.where(total > 0, total, 1)
-    return reduce_lists(values, reduction)
+    return reduce_lists(values, lists.targets, reduction)

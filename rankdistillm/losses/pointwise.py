@@ -44,7 +44,7 @@ def bce_loss(
     lists = prepare(scores, targets, mask, temperature=temperature)
     relevant = lists.targets.clamp(0, 1)
     costs = binary_cross_entropy_with_logits(lists.scores, relevant, reduction="none")
-    return reduce_lists(average(costs, lists.mask), reduction)
+    return reduce_lists(average(costs, lists.mask), lists.targets, reduction)
 
 
 def mse_loss(
@@ -77,4 +77,4 @@ def mse_loss(
     """
     lists = prepare(scores, targets, mask)
     costs = torch.square(lists.scores - lists.targets)
-    return reduce_lists(average(costs, lists.mask), reduction)
+    return reduce_lists(average(costs, lists.mask), lists.targets, reduction)

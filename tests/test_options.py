@@ -1,0 +1,157 @@
+"""Options of any kind with values of another kind; how to quote them; --help; what is printed."""
+
+import logging
+import shlex
+from copy import deepcopy
+from functools import cache
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from rankdistillm.cli import CONFIGS, LONGEST, OneLine
+from rankdistillm.errors import InputError, check_flag
+from rankdistillm.options import EVALUATE, RERANK, TRAIN, check_options
+
+CHECKS = {"train": TRAIN, "rerank": RERANK, "evaluate": EVALUATE}
+GIVEN = {
+    "train": ["+stage=distill", "output=out"],
+    "rerank": ["model.path=m", "run=r", "output=o"],
+    "evaluate": ["qrels=q", "runs={a: b}"],
+}
+# The loss refuses its own; a re-ranking reads texts alone of its data.
+ELSEWHERE = {"train": "loss.", "rerank": "data.", "evaluate": "-"}
+
+
+@cache
+def _composed(module):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(module, GIVEN[module])
+
+
+def composed(module):
+    return deepcopy(_composed(module))
+
+
+def leaves(config, prefix=""):
+    for key in config:
+        if OmegaConf.is_dict(config._get_node(key)) and config[key]:
+            yield from leaves(config[key], f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+@pytest.mark.parametrize("module", CHECKS)
+def test_every_option_is_checked(module):
+    checks, config = CHECKS[module], composed(module)
+    check_options(config, checks)
+    found = {name for name in leaves(config) if not name.startswith(ELSEWHERE[module])}
+    known = {name.removesuffix(".a") for name in found}
+    assert known == {name for name in checks if not name.startswith(ELSEWHERE[module])}
+
+
+@pytest.mark.parametrize("value", [[["a"]], {"a": {"b": [1]}}, True, "", "\udcff", "a\0b", "???"])
+@pytest.mark.parametrize("module", CHECKS)
+def test_a_value_of_another_kind_is_refused_by_name(module, value):
+    for name, check in CHECKS[module].items():
+        if value is True and check is check_flag:
+            continue
+        config = composed(module)
+        OmegaConf.update(config, name, value, merge=False, force_add=True)
+        with pytest.raises(InputError, match=f"^{name}"):
+            check_options(config, CHECKS[module])
+
+
+@pytest.mark.parametrize("module", CHECKS)
+def test_an_option_that_is_gone_or_no_group_is_said_to_be(module):
+    for name in CHECKS[module]:
+        config = composed(module)
+        OmegaConf.set_struct(config, False)
+        group, _, last = name.rpartition(".")
+        del (OmegaConf.select(config, group) if group else config)[last]
+        with pytest.raises(InputError, match=f"^{name} is gone; leave out ~{name}"):
+            check_options(config, CHECKS[module])
+        if group:
+            OmegaConf.update(config, group, "text", merge=False)
+            with pytest.raises(InputError, match=f"^{group}=text is no group of options"):
+                check_options(config, CHECKS[module])
+
+
+def test_numbers_that_stand_for_texts_are_made_texts():
+    config = composed("evaluate")
+    config.output, config.runs, config.metrics = 5, {"a": 2024, "b": {"c": 1.5}}, ["ndcg@10", 7]
+    check_options(config, EVALUATE)
+    assert (config.output, config.metrics) == ("5", ["ndcg@10", "7"])
+    assert config.runs == {"a": "2024", "b": {"c": "1.5"}}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Läufe/é.run",
+        "runs (1)/a.run",
+        "日本",
+        "it's",
+        'say "x"',
+        "a=b",
+        "b(1)",
+        "(a\\",
+        "#1",
+        "x,é",
+    ],
+)
+def test_what_needs_quotes_is_said_with_them(value, command):
+    result = command("rerank", f"run={value}")
+    assert result.status != 0
+    (line,) = result.err.splitlines()
+    *_, argument = shlex.split(line.partition("; write ")[2])
+    assert OverridesParser.create().parse_override(argument).value() == value
+
+
+def test_what_needs_quotes_inside_a_group_stays_a_group(command):
+    result = command("evaluate", "runs={bm25: é.run, b: [ö, (1).run, 5]}")
+    *_, argument = shlex.split(result.err.partition("; write ")[2])
+    value = OverridesParser.create().parse_override(argument).value()
+    assert value == {"bm25": "é.run", "b": ["ö", "(1).run", 5]}
+
+
+def test_a_comma_is_a_sweep_or_in_quotes(command):
+    result = command("rerank", "run=a,b.run")
+    assert "run=a,b.run: several values are a sweep, which needs -m" in result.err
+    assert r"""write 'run='"'"'a,b.run'"'"''""" in result.err
+
+
+def test_what_is_no_option_is_said_to_be_none(command):
+    assert "error: first.run: not an option; write NAME=VALUE" in command("rerank", "first.run").err
+
+
+@pytest.mark.parametrize("module", CHECKS)
+def test_help_has_the_options_of_the_command_alone_with_their_comments(module, command):
+    result = command(module, "--help")
+    assert result.status == 0
+    groups = {"train": {"model", "data", "loss", "+stage", "+recipe"}, "rerank": {"data"}}
+    _, _, rest = result.out.partition("Groups of options:\n")
+    listed = {line.strip().partition("=")[0] for line in rest.partition("\n\n")[0].splitlines()}
+    assert listed == groups.get(module, set())
+    for line in (CONFIGS / f"{module}.yaml").read_text().partition("\nhydra:")[0].splitlines():
+        if ": " in line and "override" not in line and not line.startswith("  - "):
+            assert line in result.out
+    assert "hydra:\n" not in result.out
+
+
+def test_help_shows_the_groups_that_are_chosen(command):
+    out = command("train", "--help", "loss=hinge", "+stage=prefinetune").out
+    assert "loss: # loss=hinge" in out
+    assert "  margin: 1.0" in out
+    assert "# Learn to tell one judged positive" in out
+
+
+def test_messages_are_short_and_do_nothing_to_a_terminal(command):
+    result = command("evaluate", "qrels=q", "runs={a: b}", "test='\x1b[31mred\a'")
+    assert r"test=\x1b[31mred\x07 is not one of" in result.err
+    result = command("evaluate", "qrels=q", "runs={a: b}", f"test='{'x' * 100_000}'")
+    assert len(result.err) <= LONGEST + 10
+    assert result.err.endswith("is not one of t, randomisation\n")  # the remedy is still there
+    record = logging.LogRecord("", logging.INFO, "", 0, "%s: left\nout", ("\x1b]0;title\a",), None)
+    assert OneLine("%(message)s").format(record) == r"\x1b]0;title\x07: left\nout"
