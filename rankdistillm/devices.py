@@ -1,4 +1,4 @@
-"""Where a model computes, in which precision, and how figures travel there and back."""
+"""Devices and precision, memory settings of a CPU process, and asynchronous copies."""
 
 import ctypes
 import os
@@ -16,14 +16,15 @@ from rankdistillm.errors import InputError
 
 T = TypeVar("T")
 
-# So many are made while the device is busy with the one before.
+# How many items `prefetch` prepares while one is in use.
 AHEAD = 2
 
 
 def device_of(name: str | torch.device) -> torch.device:
-    """``auto``: CUDA if there is one, else the CPU; any other name as torch spells it.
+    """The device of that name: ``auto`` (CUDA if there is one, else the CPU), or torch's spelling.
 
-    Each process of a job (``torchrun``) has a CUDA device of its own.
+    ``cuda`` without a number gives each process of a job (``torchrun``) its own device. Raises
+    `InputError` for a device that does not exist or that this torch cannot compute on.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,7 +40,7 @@ def device_of(name: str | torch.device) -> torch.device:
         )
     try:
         torch.zeros(1, device=device).item()
-    except (AssertionError, ImportError, RuntimeError) as error:  # of a device that is not there
+    except (AssertionError, ImportError, RuntimeError) as error:
         raise InputError(
             f"device={name}: this torch cannot compute on it; use device=auto"
         ) from error
@@ -47,7 +48,10 @@ def device_of(name: str | torch.device) -> torch.device:
 
 
 def autocast_dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """``auto``: bf16 where the device has it in hardware, fp16 where only that, else fp32."""
+    """The type of ``fp32``, ``bf16`` or ``fp16``; for ``auto`` the best one of the device.
+
+    That is bf16 where the hardware computes it, fp16 on older GPUs, else fp32.
+    """
     named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if precision in named:
         return named[precision]
@@ -63,7 +67,7 @@ def autocast_dtype_of(precision: str, device: torch.device) -> torch.dtype:
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU computes bf16 in hardware."""
-    # torch 2.10 has no public question for this.
+    # torch 2.10 has no public function for this.
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(
         capabilities.get("avx512_bf16")
@@ -74,33 +78,34 @@ def cpu_has_bf16() -> bool:
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Let this process keep the memory that CPU tensors free, for the next ones.
+    """Make glibc keep the memory of freed CPU tensors for later ones.
 
-    glibc gives large blocks back to the system at once, and the system maps and zeroes the pages of
-    the next tensor anew: a tenth of the time of a training step. Does nothing on a GPU, whose
-    allocator keeps its memory by itself, or without glibc.
+    By default glibc returns large blocks to the system at once, and the system maps and zeroes the
+    pages of the next tensor again: a tenth of the time of a training step. Does nothing on a GPU,
+    whose allocator keeps memory by itself, or without glibc.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" and device.type == "cpu" else None
     if libc is None or not hasattr(libc, "mallopt"):
         return
-    # M_TRIM_THRESHOLD: never; M_MMAP_MAX: no block is mapped by itself. (Older glibc takes no
-    # M_MMAP_THRESHOLD above 32 MiB, and with the other set it leaves its own at 128 KiB.)
+    # M_TRIM_THRESHOLD: never trim; M_MMAP_MAX: map no block separately. (M_MMAP_THRESHOLD cannot
+    # replace the latter: older glibc refuses values above 32 MiB, and setting M_TRIM_THRESHOLD
+    # fixes it at 128 KiB.)
     for option, value in ((-1, 2**31 - 1), (-4, 0)):
         libc.mallopt(option, value)
 
 
 def bound_compiled_products() -> None:
-    """Let oneDNN keep the last 64 matrix products that it compiled, not 1,024, on a CPU.
+    """Make oneDNN keep the last 64 compiled matrix products on a CPU, instead of 1,024.
 
-    It compiles each new shape in half precision, and half a MiB is kept for each, scattered in
-    between the tensors. A training step takes as long without them. Call it before the first one
-    is made; a capacity that the environment says stays.
+    In half precision it compiles one for each new shape and keeps half a MiB for each, which
+    fragments the memory of the tensors. Training is as fast with 64. Call this before the first
+    product; a capacity set in the environment stays.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """A copy on the device; the processor does not wait for it."""
+    """Copy an array to the device, asynchronously."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
         tensor = tensor.pin_memory()
@@ -108,15 +113,15 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 def pair_too_large(num_tokens: int) -> InputError:
-    """What to say where not even one pair, of so many tokens, fits into the device's memory."""
+    """The error for a single pair of ``num_tokens`` that exceeds the device's memory."""
     return InputError(
         f"a pair of {num_tokens} tokens does not fit into the device's memory; use a smaller "
         "model, shorter model.doc_length or another device"
     )
 
 
-def made_ahead(make: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
-    """``make`` of each number, in the background while what came before is in use."""
+def prefetch(make: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
+    """Yield ``make(number)`` for each number; a thread makes the next ones in the meantime."""
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(max_workers=1) as thread:
         for number in numbers:
@@ -127,10 +132,10 @@ def made_ahead(make: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
             yield waiting.popleft().result()
 
 
-def read_later(values: Tensor) -> Callable[[], list[float]]:
-    """Start to copy the values back; the function returned waits until they are there.
+def async_copy(values: Tensor) -> Callable[[], list[float]]:
+    """Start copying the values to the CPU; returns a function that waits for them.
 
-    Reading them at once would make the processor wait for all that the device has still to do.
+    Reading them directly would wait for all work queued on the device.
     """
     if values.device.type != "cuda":
         return values.tolist

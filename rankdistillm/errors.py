@@ -1,36 +1,45 @@
-"""The error for problems that the user can fix, and how its message quotes what was found."""
+"""The error for problems that the user can fix, and text that is safe to print."""
 
 import math
 from typing import Any
 
 MOST_QUOTED = 60
+JOINERS = "\u200c\u200d"  # Persian, Indic scripts and emoji need them
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message names file, line and remedy in one line.
+    """The user gave something unusable; the message names file, line and remedy in one line.
 
-    The commands print it without a traceback and exit with a non-zero status. Characters that a
-    terminal cannot show are escaped; `quoted` shortens what the message quotes.
+    The commands print it without a traceback and exit with a non-zero status. The message is made
+    `printable`; `quoted` shortens the values in it.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(_printable(message))
+        super().__init__(printable(message))
 
 
 def quoted(value: Any) -> str:
     """An id, a line or another value as a message quotes it: a long one without its middle."""
-    text = _printable(value if isinstance(value, str) else repr(value))
+    text = printable(value if isinstance(value, str) else repr(value))
     if len(text) <= MOST_QUOTED:
         return text
     return f"{text[: MOST_QUOTED - 20]}...{text[-17:]}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    r"""Escape every character that a terminal cannot show or would obey: ``\n``, ``\x1b``.
+
+    These are control characters, changes of writing direction, line separators, halves of
+    surrogate pairs, unassigned characters and all spaces but the common one.
+    """
     if text.isprintable():
         return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
+    return "".join(c if c.isprintable() or c in JOINERS else escaped(c) for c in text)
+
+
+def escaped(text: str) -> str:
+    r"""The characters as Python writes them in ASCII: ``\n``, ``\u4e2d``."""
+    return text.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def check_number(
@@ -41,7 +50,10 @@ def check_number(
     above: float = -math.inf,
     optional: bool = False,
 ) -> None:
-    """Raises `InputError` for anything but a finite number that is so large (or None)."""
+    """Raises `InputError` unless the value is finite, at least ``least`` and above ``above``.
+
+    None passes if ``optional``.
+    """
     if value is None and optional:
         return
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -52,7 +64,7 @@ def check_number(
 
 
 def check_count(name: str, value: Any, *, optional: bool = False) -> None:
-    """Raises `InputError` for anything but a whole number from 1 on (or None, if ``optional``)."""
+    """Raises `InputError` unless the value is a whole number from 1 on, or None if ``optional``."""
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -60,6 +72,6 @@ def check_count(name: str, value: Any, *, optional: bool = False) -> None:
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Raises `InputError` for anything but true and false, such as the text "no"."""
+    """Raises `InputError` unless the value is true or false; the text "no" is neither."""
     if not isinstance(value, bool):
         raise InputError(f"{name}={value} is neither true nor false")

@@ -1,7 +1,7 @@
 """Measure runs: ``python -m rankdistillm.evaluate`` prints one table of runs and metrics.
 
-Runs of one collection, or of many at once: then the table has a column for each collection (or
-corpus) and their arithmetic and geometric means.
+Measures runs of one collection or of many; with many, the table has a column for each collection
+(or corpus) and for their arithmetic and geometric means.
 """
 
 import json
@@ -13,18 +13,23 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from rankdistillm.cli import run_command
+from rankdistillm.data.outputs import check_output, keep_apart, replacing
+from rankdistillm.data.qrels import read_qrels
+from rankdistillm.data.runs import Run
 from rankdistillm.errors import InputError
-from rankdistillm.files import check_output, keep_apart, replacing
-from rankdistillm.judged_runs import JudgedFiles, find_runs
-from rankdistillm.metrics import Figures, evaluate_run, parse_metric
-from rankdistillm.names import shown
+from rankdistillm.evaluation.metrics import RunMetrics, evaluate_run, parse_metric
+from rankdistillm.evaluation.plots import check_gains, check_plot, plot_gains
+from rankdistillm.evaluation.report import (
+    Measured,
+    as_text,
+    comparison_table,
+    format_of,
+    json_report,
+    per_query_csv,
+)
+from rankdistillm.evaluation.run_sets import JudgedFiles, find_runs
+from rankdistillm.evaluation.significance import Significance, check_settings, compare
 from rankdistillm.options import EVALUATE, check_options
-from rankdistillm.plots import check_gains, check_plot, plot_gains
-from rankdistillm.qrels import read_qrels
-from rankdistillm.reports import Measured, comparison_table, json_report, per_query_csv
-from rankdistillm.runs import Run
-from rankdistillm.significance import Significance, check_settings, compare
-from rankdistillm.tables import as_text, format_of
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +43,12 @@ def evaluate(config: DictConfig) -> None:
     _check_outputs(config, files)
     _check_baselines(files, baselines)
     if config.plot:
-        beside = [
-            of.runs.keys() - {baselines[0]} for of in files.values() if baselines[0] in of.runs
+        compared = [
+            judged.runs.keys() - {baselines[0]}
+            for judged in files.values()
+            if baselines[0] in judged.runs
         ]
-        check_gains(list(set().union(*beside)), Path(config.plot))
+        check_gains(list(set().union(*compared)), Path(config.plot))
     groups = _groups(files, config)
     measured = {collection: _measure(judged, metrics) for collection, judged in files.items()}
     significance, untested = _tests(_pooled_by_group(measured, groups), baselines, config)
@@ -57,11 +64,11 @@ def evaluate(config: DictConfig) -> None:
         _write(config.output, json.dumps(report, indent=2, ensure_ascii=False))
     if config.plot:
         plot_gains(measured, metrics[0], baselines, Path(config.plot))
-        _say_written(config.plot)
+        log.info("wrote %s", config.plot)
 
 
 def _check_settings(config: DictConfig, metrics: Sequence[str], baselines: Sequence[str]) -> None:
-    """Whatever is wrong shows before anything is measured."""
+    """Raises `InputError` before anything is measured."""
     for metric in metrics:
         parse_metric(metric)
     check_settings(config.test, config.correction, config.alpha)
@@ -91,14 +98,14 @@ def _check_outputs(config: DictConfig, files: Mapping[str, JudgedFiles]) -> None
 def _tests(
     pooled: Measured, baselines: Sequence[str], config: DictConfig
 ) -> tuple[dict[str, Significance], list[str]]:
-    """Group -> its comparisons with the baselines, and notes on groups that allow none."""
+    """Group -> its comparisons with the baselines, and notes on groups that cannot be tested."""
     if not baselines:
         return {}, []
     settings = {name: config[name] for name in ("test", "correction", "alpha")}
     found, errors = {}, {}
-    for group, figures in pooled.items():
+    for group, runs in pooled.items():
         try:
-            found[group] = compare(figures, baselines, **settings)
+            found[group] = compare(runs, baselines, **settings)
         except InputError as error:
             errors[group] = error
     if not found:
@@ -106,7 +113,7 @@ def _tests(
     return found, [f"{group}: not tested: {error}" for group, error in errors.items()]
 
 
-def _measure(judged: JudgedFiles, metrics: Sequence[str]) -> dict[str, Figures]:
+def _measure(judged: JudgedFiles, metrics: Sequence[str]) -> dict[str, RunMetrics]:
     qrels = read_qrels(judged.qrels)
     return {name: evaluate_run(Run.read(run), qrels, metrics) for name, run in judged.runs.items()}
 
@@ -125,10 +132,10 @@ def _check_baselines(files: Mapping[str, JudgedFiles], baselines: Sequence[str])
 
 
 def _groups(collections: Iterable[str], config: DictConfig) -> dict[str, list[str]]:
-    """Corpus -> its collections; with ``by=collection`` each is a group of its own.
+    """Corpus -> its collections; with ``by=collection``, each collection is its own group.
 
-    A corpus is what stands before the last slash of a collection's id, unless
-    ``config.corpora`` has another name for that.
+    The corpus is the part of a collection's id before the last slash; ``config.corpora`` may
+    rename it.
     """
     if config.by not in ("collection", "corpus"):
         raise InputError(f"by={config.by} is not one of collection, corpus")
@@ -144,10 +151,10 @@ def _groups(collections: Iterable[str], config: DictConfig) -> dict[str, list[st
 
 def _pooled_by_group(
     measured: Measured, groups: Mapping[str, Sequence[str]]
-) -> dict[str, dict[str, Figures]]:
-    """Group -> run -> figures of the queries of all its collections.
+) -> dict[str, dict[str, RunMetrics]]:
+    """Group -> run -> metrics over the queries of all collections of the group.
 
-    A run that lacks one of them is left out.
+    A run that lacks one of the collections is left out.
     """
     return {
         group: {
@@ -159,24 +166,20 @@ def _pooled_by_group(
     }
 
 
-def _pooled(figures: Mapping[str, Figures]) -> Figures:
+def _pooled(by_collection: Mapping[str, RunMetrics]) -> RunMetrics:
     per_query: dict[str, dict[str, float]] = {}
-    for collection, measured in figures.items():
-        for metric, values in measured.per_query.items():
+    for collection, found in by_collection.items():
+        for metric, values in found.per_query.items():
             pooled = per_query.setdefault(metric, {})
             pooled.update({f"{collection} {query_id}": v for query_id, v in values.items()})
-    return Figures(per_query)
+    return RunMetrics(per_query)
 
 
 def _write(path: str, text: str) -> None:
     with replacing(Path(path)) as beside:
-        # Half of a surrogate pair, as in a file name that is not UTF-8, is escaped as JSON does.
+        # File names that are not UTF-8 give halves of surrogate pairs; escape them as JSON does.
         beside.write_text(text + "\n", "utf-8", errors="backslashreplace", newline="")
-    _say_written(path)
-
-
-def _say_written(path: str) -> None:
-    log.info("wrote %s", shown(path, "text"))
+    log.info("wrote %s", path)
 
 
 def main() -> None:

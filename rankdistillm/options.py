@@ -1,33 +1,29 @@
-"""Check the options of the commands before anything is read or written."""
+"""The options of each command and their checks, which come before anything is read or written."""
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rankdistillm.errors import InputError, check_count, check_flag, check_number
 
-# torch is imported late: evaluate does without it.
-if TYPE_CHECKING:
-    from rankdistillm.gradients import Loss
+log = logging.getLogger(__name__)
 
-STAGES = ("prefinetune", "distill")
-
-# Takes the dotted name of an option and its value; raises `InputError`.
-Check = Callable[[str, Any], None]
+# Called with the dotted name of an option and its value; raises `InputError`.
+Check = Callable[..., None]
 
 
 def check_text(name: str, value: Any, *, optional: bool = False) -> None:
-    """Raises `InputError` for anything but a text that a file can hold (or None)."""
+    """Raises `InputError` for anything but text that a file can hold (or None)."""
     if value is None and optional:
         return
     if value is None:
         raise InputError(f"{name} is not set; add {name}=… to the command line")
     if not isinstance(value, str):
-        raise InputError(f"{name}={value} is not a text; write {name}=TEXT, in quotes if need be")
+        raise InputError(f"{name}={value} is not text; write {name}=TEXT, quoted if necessary")
     if not value.strip():
         raise InputError(f"{name} is empty; give it a value" + (", or null" if optional else ""))
     try:
@@ -35,21 +31,21 @@ def check_text(name: str, value: Any, *, optional: bool = False) -> None:
     except UnicodeEncodeError as error:
         raise InputError(f"{name}={value} is not UTF-8; rename it") from error
     if "\0" in value:
-        raise InputError(f"{name}={value} holds a NUL character; leave it out")
+        raise InputError(f"{name}={value} contains a NUL character; remove it")
 
 
 def check_texts(name: str, value: Any, *, optional: bool = False) -> None:
-    """Raises `InputError` for anything but a text or a list of texts (or None)."""
+    """Raises `InputError` for anything but text or a list of texts (or None)."""
     if not OmegaConf.is_list(value):
         return check_text(name, value, optional=optional)
     if not value and not optional:
-        raise InputError(f"{name}=[] is empty; name one at least")
-    for i, one in enumerate(value):
-        check_text(f"{name}[{i}]", one)
+        raise InputError(f"{name}=[] is empty; give at least one")
+    for i, text in enumerate(value):
+        check_text(f"{name}[{i}]", text)
 
 
 def check_tree(name: str, value: Any) -> None:
-    """Raises `InputError` for anything but None, a text, or texts under names (and names)."""
+    """Raises `InputError` unless the value is None, text, or groups with text at their leaves."""
     if not OmegaConf.is_dict(value):
         return check_text(name, value, optional=True)
     for key in value:
@@ -58,88 +54,111 @@ def check_tree(name: str, value: Any) -> None:
         check_tree(f"{name}.{key}", value[key])
 
 
-def _check_seed(name: str, value: Any) -> None:
+def check_choice(name: str, value: Any, *, choices: Sequence[str]) -> None:
+    """Raises `InputError` for anything but one of ``choices``."""
+    if value not in choices:
+        raise InputError(f"{name}={value} is not one of {', '.join(choices)}")
+
+
+def check_below_one(name: str, value: Any, **bounds: Any) -> None:
+    """Raises `InputError` for anything but a number below 1 that `check_number` accepts."""
+    check_number(name, value, **bounds)
+    if value is not None and value >= 1:
+        raise InputError(f"{name}={value} is not below 1")
+
+
+def check_seed(name: str, value: Any) -> None:
+    """Raises `InputError` for anything but a whole number in [0, 2^63)."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise InputError(f"{name}={value} is not a whole number from 0 on")
 
 
-TEXT: Check = check_text
-OPTIONAL_TEXT: Check = partial(check_text, optional=True)
+def optional(check: Check) -> Check:
+    """The same check, which None passes too."""
+    return partial(check, optional=True)
+
+
+def one_of(*choices: str) -> Check:
+    return partial(check_choice, choices=choices)
+
+
 COUNT: Check = check_count
-OPTIONAL_COUNT: Check = partial(check_count, optional=True)
-FROM_ZERO: Check = partial(check_number, least=0)
-OPTIONAL_FROM_ZERO: Check = partial(check_number, least=0, optional=True)
-ABOVE_ZERO: Check = partial(check_number, above=0)
-OPTIONAL_ABOVE_ZERO: Check = partial(check_number, above=0, optional=True)
+FLAG: Check = check_flag
+TEXT: Check = check_text
+NON_NEGATIVE: Check = partial(check_number, least=0)
+POSITIVE: Check = partial(check_number, above=0)
+
+# The run, and what goes with it, that a training validates on or tests on.
+MEASURED: dict[str, Check] = {
+    "run": optional(TEXT),
+    "teacher": optional(TEXT),
+    "qrels": optional(TEXT),
+    "queries": optional(TEXT),
+    "docs": optional(TEXT),
+    "depth": optional(COUNT),
+}
 
 TRAIN: dict[str, Check] = {
-    "stage": OPTIONAL_TEXT,
-    "seed": _check_seed,
+    "stage": optional(TEXT),
+    "seed": check_seed,
     "device": TEXT,
     "precision": TEXT,
     "queries_per_step": COUNT,
-    "token_budget": OPTIONAL_COUNT,
-    "epochs": ABOVE_ZERO,
-    "max_steps": OPTIONAL_COUNT,
-    "resume": TEXT,
+    "token_budget": optional(COUNT),
+    "epochs": POSITIVE,
+    "max_steps": optional(COUNT),
+    "resume": one_of("auto", "never"),
     "output": TEXT,
     "model.path": TEXT,
-    "model.query_length": OPTIONAL_COUNT,
-    "model.doc_length": OPTIONAL_COUNT,
-    "model.retokenise": check_flag,
-    "model.dropout": OPTIONAL_FROM_ZERO,
-    "data.docs": OPTIONAL_TEXT,
-    "data.queries": OPTIONAL_TEXT,
-    "data.train.run": OPTIONAL_TEXT,
-    "data.train.first_stage": OPTIONAL_TEXT,
-    "data.train.qrels": OPTIONAL_TEXT,
+    "model.query_length": optional(COUNT),
+    "model.doc_length": optional(COUNT),
+    "model.retokenise": FLAG,
+    "model.packed": FLAG,
+    "model.dropout": partial(check_below_one, least=0, optional=True),
+    "data.docs": optional(TEXT),
+    "data.queries": optional(TEXT),
+    "data.train.run": optional(TEXT),
+    "data.train.first_stage": optional(TEXT),
+    "data.train.qrels": optional(TEXT),
     "data.train.targets": TEXT,
-    "data.train.transform": OPTIONAL_TEXT,
-    "data.train.depth": OPTIONAL_COUNT,
+    "data.train.transform": optional(TEXT),
+    "data.train.depth": optional(COUNT),
     "data.train.list_size": COUNT,
-    "data.train.num_queries": OPTIONAL_COUNT,
-    "data.train.add_docs_not_in_ranking": check_flag,
+    "data.train.num_queries": optional(COUNT),
+    "data.train.add_docs_not_in_ranking": FLAG,
     "data.train.sampling": TEXT,
-    "data.validation.run": OPTIONAL_TEXT,
-    "data.validation.teacher": OPTIONAL_TEXT,
-    "data.validation.qrels": OPTIONAL_TEXT,
-    "data.validation.queries": OPTIONAL_TEXT,
-    "data.validation.docs": OPTIONAL_TEXT,
-    "data.validation.depth": OPTIONAL_COUNT,
-    "data.test.run": OPTIONAL_TEXT,
-    "data.test.teacher": OPTIONAL_TEXT,
-    "data.test.qrels": OPTIONAL_TEXT,
-    "data.test.queries": OPTIONAL_TEXT,
-    "data.test.docs": OPTIONAL_TEXT,
-    "data.test.depth": OPTIONAL_COUNT,
-    "optim.learning_rate": FROM_ZERO,
-    "optim.head_learning_rate": OPTIONAL_FROM_ZERO,
-    "optim.weight_decay": FROM_ZERO,
-    "optim.decay": TEXT,
-    "optim.schedule": TEXT,
-    "optim.warmup": FROM_ZERO,
-    "optim.max_grad_norm": OPTIONAL_ABOVE_ZERO,
-    "optim.ema": OPTIONAL_ABOVE_ZERO,
-    "validation.every": OPTIONAL_COUNT,
+    **{f"data.validation.{name}": check for name, check in MEASURED.items()},
+    **{f"data.test.{name}": check for name, check in MEASURED.items()},
+    "optim.learning_rate": NON_NEGATIVE,
+    "optim.head_learning_rate": optional(NON_NEGATIVE),
+    "optim.weight_decay": NON_NEGATIVE,
+    "optim.decay": one_of("all", "matrices"),
+    "optim.schedule": one_of("constant", "linear", "cosine"),
+    "optim.warmup": partial(check_below_one, least=0),
+    "optim.max_grad_norm": optional(POSITIVE),
+    "optim.ema": partial(check_below_one, above=0, optional=True),
+    "validation.every": optional(COUNT),
     "validation.metric": TEXT,
-    "validation.patience": OPTIONAL_COUNT,
-    "checkpoint.every": OPTIONAL_COUNT,
+    "validation.patience": optional(COUNT),
+    "state.every": optional(COUNT),
+    "checkpoint.every": optional(COUNT),
     "wandb.mode": TEXT,
     "wandb.project": TEXT,
-    "wandb.entity": OPTIONAL_TEXT,
-    "wandb.name": OPTIONAL_TEXT,
+    "wandb.entity": optional(TEXT),
+    "wandb.name": optional(TEXT),
     "loss._target_": TEXT,
 }
 
 RERANK: dict[str, Check] = {
     "model.path": TEXT,
-    "model.query_length": OPTIONAL_COUNT,
-    "model.doc_length": OPTIONAL_COUNT,
-    "model.retokenise": check_flag,
-    "data.docs": OPTIONAL_TEXT,
-    "data.queries": OPTIONAL_TEXT,
+    "model.query_length": optional(COUNT),
+    "model.doc_length": optional(COUNT),
+    "model.retokenise": FLAG,
+    "model.packed": FLAG,
+    "data.docs": optional(TEXT),
+    "data.queries": optional(TEXT),
     "run": TEXT,
-    "depth": OPTIONAL_COUNT,
+    "depth": optional(COUNT),
     "output": TEXT,
     "device": TEXT,
     "precision": TEXT,
@@ -151,34 +170,32 @@ EVALUATE: dict[str, Check] = {
     "metrics": check_texts,
     "by": TEXT,
     "corpora": check_tree,
-    "baseline": partial(check_texts, optional=True),
+    "baseline": optional(check_texts),
     "test": TEXT,
     "correction": TEXT,
-    "alpha": ABOVE_ZERO,
-    "output": OPTIONAL_TEXT,
-    "table": OPTIONAL_TEXT,
-    "per_query": OPTIONAL_TEXT,
-    "plot": OPTIONAL_TEXT,
+    "alpha": POSITIVE,
+    "output": optional(TEXT),
+    "table": optional(TEXT),
+    "per_query": optional(TEXT),
+    "plot": optional(TEXT),
 }
 
-# The options that name what a command reads.
-_SOURCES = ("run", "teacher", "qrels", "queries", "docs")
+# The options that name inputs.
 READ = ("model.path", "data.docs", "data.queries", "run")
 READ_BY_TRAINING = (
     "model.path", "data.docs", "data.queries", "data.train.run", "data.train.first_stage",
-    "data.train.qrels", *(f"data.validation.{name}" for name in _SOURCES),
-    *(f"data.test.{name}" for name in _SOURCES),
+    "data.train.qrels", *(f"data.{part}.{name}" for part in ("validation", "test")
+                          for name in MEASURED if name != "depth"),
 )  # fmt: skip
 
-
-# Files of a model's folder; others, such as a run that was written there, are not read.
+# Files of a model's folder; others there, such as runs, are not read with the model.
 MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt")
 
 
 def check_options(config: DictConfig, checks: Mapping[str, Check]) -> None:
-    """Raises `InputError` where an option of ``checks`` is gone or has a value of another kind.
+    """Raises `InputError` for an option of ``checks`` that is missing or has an unsuitable value.
 
-    A number that stands for a text, such as ``output=5``, is made one in ``config``.
+    Numbers given as the value of a text option, such as ``output=5``, become text in ``config``.
     """
     for name, check in checks.items():
         *sections, last = name.split(".")
@@ -186,14 +203,16 @@ def check_options(config: DictConfig, checks: Mapping[str, Check]) -> None:
         for depth, section in enumerate(sections, 1):
             dotted = ".".join(sections[:depth])
             if section not in group:
-                raise InputError(f"{dotted} is gone; leave out ~{dotted}")
+                raise InputError(f"{dotted} is missing; remove ~{dotted} from the command line")
             group = group[section]
             if not OmegaConf.is_dict(group):
-                raise InputError(f"{dotted}={group} is no group of options; set those inside it")
+                raise InputError(f"{dotted}={group} is not a group of options; set those inside it")
         if OmegaConf.is_missing(group, last):
             raise InputError(f"{name} is not set; add {name}=… to the command line")
         if last not in group:
-            raise InputError(f"{name} is gone; leave out ~{name}, or give it a value")
+            raise InputError(
+                f"{name} is missing; remove ~{name} from the command line, or give it a value"
+            )
         if getattr(check, "func", check) in (check_text, check_texts, check_tree):
             group[last] = _numbers_as_text(group[last])
         check(name, group[last])
@@ -203,13 +222,23 @@ def _numbers_as_text(value: Any) -> Any:
     if OmegaConf.is_dict(value):
         return {key: _numbers_as_text(value[key]) for key in value}
     if OmegaConf.is_list(value):
-        return [_numbers_as_text(one) for one in value]
+        return [_numbers_as_text(element) for element in value]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return str(value) if is_number else value
 
 
+def replace_old_names(config: DictConfig) -> None:
+    """Give renamed options of a training their new names in ``config``, with a warning."""
+    # By default the old option refers to the new one.
+    if not OmegaConf.is_interpolation(config.checkpoint, "every"):
+        log.warning("checkpoint.every is deprecated: it is now called state.every")
+        config.state.every = config.checkpoint.every
+    with open_dict(config):
+        del config.checkpoint
+
+
 def files_read(config: DictConfig, names: tuple[str, ...]) -> Iterator[tuple[str, str | Path]]:
-    """Pairs (``name=value``, path) of all files that the options ``names`` make a command read."""
+    """Pairs (``name=value``, path) of the files that a command reads for the options ``names``."""
     for name in names:
         path = OmegaConf.select(config, name)
         if path is None:
@@ -219,31 +248,3 @@ def files_read(config: DictConfig, names: tuple[str, ...]) -> Iterator[tuple[str
             for file in Path(path).iterdir():
                 if file.suffix in MODEL_SUFFIXES:
                     yield f"{name}={path}", file
-
-
-def check_training(config: DictConfig) -> "Loss":
-    """Validate the config before any file is read or made; returns the loss."""
-    import torch
-
-    from rankdistillm.metrics import parse_metric
-    from rankdistillm.targets import check_pairing
-    from rankdistillm.tracking import check_tracking
-
-    if OmegaConf.select(config, "stage") not in STAGES:
-        raise InputError(f"no stage: add {' or '.join(f'+stage={stage}' for stage in STAGES)}")
-    if config.get("output", "") is None:
-        raise InputError("output is not set; add output=FOLDER to the command line")
-    check_options(config, TRAIN)
-    if config.resume not in ("auto", "never"):
-        raise InputError(f"resume={config.resume} is not one of auto, never")
-    parse_metric(config.validation.metric)
-    try:
-        loss = instantiate(config.loss)
-        value = loss(torch.zeros(2), torch.tensor([2.0, 1.0]), mask=torch.ones(2, dtype=torch.bool))
-        if not isinstance(value, torch.Tensor) or value.dim():
-            raise TypeError("what it gives for a list is not one number")
-    except Exception as error:  # whatever the function says to the options that it was given
-        raise InputError(f"loss: {error}; correct the options of the loss") from error
-    check_pairing(loss, config.data.train.targets, config.data.train.transform)
-    check_tracking(config.wandb)
-    return loss

@@ -1,4 +1,4 @@
-"""Progress of long work, on stderr: a bar on a terminal, elsewhere a line a minute."""
+"""Progress of long work, on stderr: a bar on a terminal, a line a minute in a log."""
 
 import sys
 from collections.abc import Iterable
@@ -6,26 +6,26 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rankdistillm import processes
+from rankdistillm import distributed
 
-SECONDS = 60.0  # between two lines
+SECONDS = 60.0  # between two lines of a log
 
 
 def progress_bar(
     iterable: Iterable[Any] | None = None, *, shown: bool = True, **options: Any
 ) -> tqdm:
-    """tqdm's bar with its ``options``, of the first process of a job alone.
+    """tqdm's bar with its ``options``; only the first process of a job shows one.
 
-    In a log, as a job of Slurm leaves, tqdm would draw the bar over and over in one line without
-    end. There it is a line every `SECONDS`, and none for work that takes less.
+    In a log, such as a Slurm job's, tqdm would redraw the bar endlessly on a single line. There,
+    a line is written every `SECONDS`, and none for work that takes less time.
     """
     if not sys.stderr.isatty():
         options |= {"file": _Lines(), "mininterval": SECONDS, "delay": SECONDS}
-    return tqdm(iterable, disable=not (shown and processes.is_first()), **options)
+    return tqdm(iterable, disable=not (shown and distributed.is_first()), **options)
 
 
 class _Lines:
-    """stderr, on which a bar that is drawn anew is a new line."""
+    """stderr, with each redrawn bar on a line of its own."""
 
     def write(self, text: str) -> None:
         if text := text.strip():

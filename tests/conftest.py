@@ -15,102 +15,18 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from rankdistillm.cli import PACKAGE
-from rankdistillm.texts import read_texts
-
-if not torch.cuda.is_available():  # before anything imports Triton
+if not torch.cuda.is_available():  # before transformers imports Triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-SIZES = {
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 320,
-}
-ROBERTAS = {
-    "roberta": transformers.RobertaConfig,
-    "xlm-roberta": transformers.XLMRobertaConfig,
-    "camembert": transformers.CamembertConfig,
-}
-ARCHITECTURES = ("bert", "electra", *ROBERTAS, "modernbert", "deberta")
+from rankdistillm.cli import PACKAGE
+from tests.helpers import write_encoder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest comes first, so that no process works on it when the others are done."""
     marks = {item: item.get_closest_marker("slow") for item in items}
     items.sort(key=lambda item: not (marks[item] and marks[item].kwargs.get("first")))
-
-
-def words() -> list[str]:
-    texts = read_texts(PACKAGE / "mini" / "docs.tsv", "doc")
-    return sorted({word for text in texts.values() for word in text.lower().split()})[:3000]
-
-
-def tokenizer_for(architecture: str) -> transformers.PreTrainedTokenizerFast:
-    """Words of the embedded collection; special tokens as the architecture has them."""
-    bos, sep = ("<s>", "</s>") if architecture in ROBERTAS else ("[CLS]", "[SEP]")
-    vocabulary = ["[PAD]", "[UNK]", bos, sep, *"abcdefghijklmnopqrstuvwxyz"]
-    vocabulary += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + words()
-    ids = {word: i for i, word in enumerate(dict.fromkeys(vocabulary))}
-    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    middle = f"{sep} {sep}" if architecture in ROBERTAS else sep
-    second = ":0" if architecture in (*ROBERTAS, "modernbert") else ":1"
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A {sep}",
-        pair=f"{bos} $A {middle} $B{second} {sep}{second}",
-        special_tokens=[(bos, ids[bos]), (sep, ids[sep])],
-    )
-    inputs = ["input_ids", "attention_mask"]
-    if architecture in ("bert", "electra", "deberta"):
-        inputs.insert(1, "token_type_ids")
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token=bos,
-        sep_token=sep,
-        model_input_names=inputs,
-    )
-
-
-def config_for(architecture: str, vocab_size: int) -> transformers.PretrainedConfig:
-    # A wide spread, so that different texts get clearly different scores.
-    sizes = dict(SIZES, vocab_size=vocab_size, pad_token_id=0, initializer_range=0.3)
-    if architecture == "bert":
-        return transformers.BertConfig(**sizes)
-    if architecture == "electra":
-        return transformers.ElectraConfig(**sizes, embedding_size=8)
-    if architecture in ROBERTAS:
-        return ROBERTAS[architecture](**sizes, type_vocab_size=1)
-    if architecture == "modernbert":
-        return transformers.ModernBertConfig(
-            **sizes, local_attention=32, global_attn_every_n_layers=2
-        )
-    return transformers.DebertaV2Config(
-        **sizes,
-        relative_attention=True,
-        position_buckets=32,
-        pos_att_type=["p2c", "c2p"],
-        position_biased_input=False,
-        type_vocab_size=0,
-    )
-
-
-def write_encoder(folder: Path, architecture: str, **sizes: int) -> None:
-    """A random encoder and its tokeniser; ``sizes`` instead of those of its configuration."""
-    tokenizer = tokenizer_for(architecture)
-    config = config_for(architecture, len(tokenizer))
-    config.update(sizes)
-    torch.manual_seed(7)
-    transformers.AutoModel.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture(scope="session", autouse=True)

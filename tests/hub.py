@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from rankdistillm import released
+from rankdistillm.data import catalogue
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -24,7 +24,7 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(with_content=True)
 
     def answer(self, with_content):
-        prefix = f"/datasets/{released.REPOSITORY}/resolve/main/"
+        prefix = f"/datasets/{catalogue.REPOSITORY}/resolve/main/"
         content = self.files.get(self.path.removeprefix(prefix))
         if content is None:
             self.send_error(404)
@@ -71,9 +71,9 @@ def serving(files: dict[str, bytes], home: Path) -> Iterator[dict[str, str]]:
         server.server_close()
 
 
-def with_checksums(files: dict[str, bytes]) -> dict[str, released.ReleasedFile]:
+def with_checksums(files: dict[str, bytes]) -> dict[str, catalogue.ReleasedFile]:
     """The release's data sets with the checksums of these files."""
     return {
-        key: released.ReleasedFile(file.name, hashlib.md5(files[file.name]).hexdigest())
-        for key, file in released.RELEASED.items()
+        key: catalogue.ReleasedFile(file.name, hashlib.md5(files[file.name]).hexdigest())
+        for key, file in catalogue.RELEASED.items()
     }

@@ -1,28 +1,31 @@
-"""The commands in processes of their own, from the checkout and from an installed wheel."""
+"""The commands in their own processes, from the checkout and from an installed wheel."""
 
 import json
+import os
 import signal
+import sys
 import zipfile
 
 import pytest
 
-from rankdistillm.cli import CONFIGS, PACKAGE
+from rankdistillm.cli import CONFIGS, PACKAGE, run_command
+from rankdistillm.errors import InputError
 
 QUICK = ["data.test.run=null", "data.validation.depth=5", "data.train.num_queries=8", "max_steps=2"]
 TRAIN = ("-W", "ignore", "-m", "rankdistillm.train")
 
 
-def test_train_in_a_process_of_its_own(process, tiny_bert, tmp_path):
+def test_a_training_writes_its_output_folder_and_nothing_else(process, tiny_bert, tmp_path):
     result = process(*TRAIN, "+stage=distill", f"model.path={tiny_bert}", *QUICK, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (output,) = (tmp_path / "outputs/distill").iterdir()
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 2, 2]  # validation, then the summary
     assert (output / "checkpoint/model.safetensors").exists()
-    assert {path.name for path in tmp_path.iterdir()} == {"outputs"}  # no litter
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
 
 
-def test_an_error_is_one_line_and_a_status(process, tmp_path):
+def test_an_error_is_one_line_and_exit_status_1(process, tmp_path):
     result = process(*TRAIN, "+stage=distill", "loss=focal", cwd=tmp_path)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
@@ -33,7 +36,7 @@ def test_an_error_is_one_line_and_a_status(process, tmp_path):
     assert "Traceback" in full.stderr
 
 
-def test_ctrl_c_is_no_traceback(command, monkeypatch):
+def test_ctrl_c_exits_without_a_traceback(command, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -42,15 +45,58 @@ def test_ctrl_c_is_no_traceback(command, monkeypatch):
     assert (result.status, result.err) == (128 + signal.SIGINT, "interrupted\n")
 
 
-def test_the_collector_leaves_what_the_imports_made_alone(process, tmp_path):
+def test_the_garbage_collector_skips_imported_modules(process, tmp_path):
     job = "lambda config: print(gc.get_freeze_count() > len(gc.get_objects()))"
     code = f"import gc; from rankdistillm.cli import run_command; run_command({job}, 'train')"
     result = process("-c", code, cwd=tmp_path)
     assert result.stdout == "True\n", result.stderr
 
 
+@pytest.fixture
+def job(monkeypatch):
+    """Runs a function of the config as the command ``rerank``, which makes no folders."""
+
+    def run(function, *arguments):
+        monkeypatch.setattr(sys, "argv", ["rerank", *arguments])
+        run_command(function, "rerank")
+
+    return run
+
+
+def test_a_sweep_reports_each_failed_job_and_runs_the_others(job, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    ran = []
+
+    def fail_at_2(config):
+        ran.append(config.depth)
+        if config.depth == 2:
+            raise InputError("2 is too deep; take 1")
+
+    with pytest.raises(SystemExit) as end:
+        job(fail_at_2, "-m", "depth=1,2,3", "hydra.sweep.dir=sweep")
+    assert ran == [1, 2, 3]
+    assert end.value.code == "error: depth=2: 2 is too deep; take 1"
+
+
+def test_the_environment_is_the_same_after_a_command(job, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for value in ("0", None):
+        if value is None:
+            monkeypatch.delenv("HYDRA_FULL_ERROR")
+        else:
+            monkeypatch.setenv("HYDRA_FULL_ERROR", value)
+        job(lambda config: None)
+        assert os.environ.get("HYDRA_FULL_ERROR") == value
+
+
+def test_a_programming_error_keeps_its_traceback(job, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        job(lambda config: 1 / 0)
+
+
 @pytest.mark.slow
-def test_a_launcher_names_folders_as_the_sweep_does(process, tiny_bert, tmp_path):
+def test_jobs_of_a_launcher_name_their_folders_after_the_sweep(process, tiny_bert, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
     options = ("hydra/launcher=submitit_local", "loss=ranknet,adr_mse", f"model.path={tiny_bert}")
     result = process(*TRAIN, "-m", "+stage=distill", *options, *QUICK, cwd=tmp_path)
@@ -63,10 +109,10 @@ def test_a_launcher_names_folders_as_the_sweep_does(process, tiny_bert, tmp_path
 
 
 @pytest.mark.slow
-def test_a_wheel_runs_in_an_empty_folder(process, tiny_bert, tmp_path):
+def test_an_installed_wheel_runs_in_an_empty_folder(process, tiny_bert, tmp_path):
     checkout = PACKAGE.parent
     if CONFIGS.parent == PACKAGE:
-        pytest.skip("this is an installed package, there is no checkout to build from")
+        pytest.skip("there is no checkout to build a wheel from")
     built = process("-m", "build", "--wheel", "--outdir", tmp_path, checkout, cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")

@@ -1,5 +1,6 @@
 """Config groups compose with each other, and every file opens with its launch command."""
 
+import inspect
 from itertools import product
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def configs():
         yield
 
 
-# No model and no data know of a loss or of each other: each stage with each of a group will do.
+# Models, data and losses do not refer to each other, so each stage is composed with each of them.
 CHOICES = [f"{group}={name}" for group in ("data", "loss", "model") for name in names(group)]
 
 
@@ -46,7 +47,7 @@ def test_recipes_compose_and_the_command_line_wins(recipe):
     assert config.loss == compose("train", ["loss=adr_mse"]).loss
 
 
-def test_recipes_are_those_of_the_paper():
+def test_recipes_have_the_settings_of_the_paper():
     both = {
         "optim": {
             "learning_rate": 1e-5, "head_learning_rate": None, "weight_decay": 0.01, "decay": "all",
@@ -83,11 +84,20 @@ def test_stages_choose_a_loss_and_the_command_line_wins():
     assert (config.epochs, config.data.train.list_size) == (7, 5)
 
 
-def test_there_is_a_config_of_every_loss_that_makes_it():
-    for name, loss in LOSSES.items():
-        made = instantiate(compose("train", [f"loss={name}"]).loss)
-        assert made.func is loss.function
-        assert consumed_by(made) == {loss.consumes}
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_has_a_config_with_all_its_settings(name):
+    made = instantiate(compose("train", [f"loss={name}"]).loss)
+    assert made.func is LOSSES[name]
+    assert consumed_by(made) == consumed_by(LOSSES[name])
+    settings = list(inspect.signature(made.func).parameters.values())[2:]
+    defaults = {s.name: s.default for s in settings if s.name not in ("mask", "reduction")}
+    assert made.keywords == defaults
+
+
+def test_every_config_of_a_loss_makes_one():
+    targets = {name: compose("train", [f"loss={name}"]).loss._target_ for name in names("loss")}
+    assert targets.pop("weighted_sum") == "rankdistillm.losses.WeightedSum"
+    assert set(targets) == set(LOSSES)
 
 
 CHOSEN = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "common")
@@ -110,5 +120,5 @@ def test_the_slurm_sweep_of_the_readme_composes():
     config = compose("train", overrides, return_hydra_config=True)
     launcher = config.hydra.launcher
     assert launcher._target_.endswith("SlurmLauncher")
-    assert launcher.max_num_timeout > 0  # else a job that runs out of time is not queued again
-    assert "now" not in config.hydra.sweep.dir  # typed again, the sweep has the same folders
+    assert launcher.max_num_timeout > 0  # without it, a job that runs out of time is not requeued
+    assert "now" not in config.hydra.sweep.dir  # the same command resumes in the same folders

@@ -1,4 +1,4 @@
-"""The command ``evaluate``: its table, its tests of significance, its file, its errors."""
+"""The command ``evaluate``: its table, its significance tests, its files, its errors."""
 
 import csv
 import json
@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rankdistillm.metrics import evaluate_run
-from rankdistillm.plots import PANELS_ACROSS
-from rankdistillm.reports import format_table
-from rankdistillm.runs import Run
-from rankdistillm.tables import MISSING
+from rankdistillm.data.runs import Run
+from rankdistillm.evaluation.metrics import evaluate_run
+from rankdistillm.evaluation.plots import PANELS_ACROSS
+from rankdistillm.evaluation.report import MISSING, format_table
 
 QUERIES = [f"q{i}" for i in range(20)]
 QRELS = {query_id: {"a": 2, "b": 1} for query_id in QUERIES}
@@ -45,7 +44,7 @@ def rows(out):
 
 
 def refused(result, *parts):
-    """One line on stderr that holds all these parts, and a status that is not 0."""
+    """Assert one line on stderr that holds all these parts, and a status other than 0."""
     assert result.status not in (0, None)
     assert "Traceback" not in result.out + result.err
     lines = result.err.splitlines()
@@ -82,7 +81,7 @@ def test_without_baseline_nothing_is_tested(files, command):
     assert "t-test" not in result.out
 
 
-def test_missing_and_unjudged_queries_are_said(files, command):
+def test_missing_and_unjudged_queries_are_reported(files, command):
     good = Run.read(files / "good.run")
     lists = {q: ranked for q, ranked in good.items() if q not in ("q0", "q1")}
     Run({**lists, "extra": good["q0"]}).write(files / "partial.run")
@@ -110,7 +109,7 @@ def test_missing_and_unjudged_queries_are_said(files, command):
     assert said[0].endswith(f"counted as 0; over the 18 with results: mrr {own:.4f}")
 
 
-def test_p_values_are_scipys_with_holms_correction(files, command):
+def test_p_values_equal_scipys_with_holms_correction(files, command):
     (files / "same.run").write_text((files / "bad.run").read_text())
     result = command(
         "evaluate",
@@ -118,10 +117,10 @@ def test_p_values_are_scipys_with_holms_correction(files, command):
         runs("bad", "better", "good", "same"),
         "baseline=bad",
         "metrics=[ndcg@10]",
-        "output=deep/figures.json",
+        "output=deep/metrics.json",
     )
     assert result.status == 0, result.err
-    report = json.loads((files / "deep" / "figures.json").read_text())
+    report = json.loads((files / "deep" / "metrics.json").read_text())
     values = {
         name: [run["per_query"]["ndcg@10"][q] for q in QUERIES]
         for name, run in report["runs"].items()
@@ -134,15 +133,15 @@ def test_p_values_are_scipys_with_holms_correction(files, command):
     found = {name: p["ndcg@10"] for name, p in p_values["bad"].items()}
     assert found == pytest.approx(expected)
     assert "*" not in rows(result.out)["same"][0]
-    assert [entry.name for entry in (files / "deep").iterdir()] == ["figures.json"]
+    assert [entry.name for entry in (files / "deep").iterdir()] == ["metrics.json"]
 
 
-def test_format_table_aligns_what_training_prints():
-    figures = {
+def test_the_table_of_a_training_is_aligned():
+    measured = {
         name: evaluate_run(Run.from_scores({"q0": {"a": 1.0}}), {"q0": {"a": 1}}, ["mrr@10"])
         for name in ("bm25", "student before")
     }
-    header, one, two = format_table(figures, ["mrr@10"]).splitlines()[:3]
+    header, one, two = format_table(measured, ["mrr@10"]).splitlines()[:3]
     assert (one.split(), two.split()) == (["bm25", "1.0000"], ["student", "before", "1.0000"])
     assert one.index("1.0000") == two.index("1.0000")
     assert header.index("mrr@10") >= len("student before")
@@ -153,7 +152,7 @@ def test_format_table_aligns_what_training_prints():
 
 @pytest.fixture
 def folder(files):
-    """Runs RUN__COLLECTION.run of three collections, and of one that nobody has judged."""
+    """Runs RUN__COLLECTION.run of three collections, and of one without judgements."""
     for collection in ("a-1", "a-2", "b"):
         for name in ("bad", "good"):
             text = (files / f"{name}.run").read_text()
@@ -217,7 +216,7 @@ def test_a_run_that_lacks_a_collection_has_no_mean(folder, command):
     assert {column for run, column in table_of(folder / "t.csv") if run == "good"} == {"a/1", "a/2"}
 
 
-def test_a_collection_that_cannot_be_tested_is_said_and_the_others_are(folder, command):
+def test_a_collection_that_cannot_be_tested_is_named_and_the_others_are_tested(folder, command):
     (folder / "runs" / "__good__b.run").unlink()
     result = command("evaluate", "runs=runs", QRELS_OF, "metrics=ndcg@10", "baseline=bad")
     assert result.status == 0, result.err
@@ -235,12 +234,12 @@ def test_marks_of_a_baseline_are_the_same_in_every_collection(folder, command):
     assert (table["good", "a/1"]["marks"], table["good", "b"]["marks"]) == ("a", "b")
 
 
-def test_a_corpus_says_what_is_averaged_and_what_is_tested(folder, command):
+def test_a_note_explains_means_and_tests_of_a_corpus(folder, command):
     result = command("evaluate", "runs=runs", QRELS_OF, "by=corpus", "baseline=bad")
-    assert "figures of a corpus are means over its collections; the tests pool" in result.out
+    assert "metrics of a corpus are means over its collections; the tests pool" in result.out
 
 
-def test_judgements_of_the_only_collection_need_no_name(folder, command):
+def test_judgements_of_a_single_collection_need_no_name(folder, command):
     for file in (folder / "runs").glob("*.run"):
         if not file.name.endswith("a-1.run"):
             file.unlink()
@@ -252,7 +251,7 @@ def test_judgements_of_the_only_collection_need_no_name(folder, command):
 
 
 def test_a_folder_of_runs_of_one_collection(files, command):
-    (files / "qrels.txt").rename(files / "judged.run")  # the judgements are no run
+    (files / "qrels.txt").rename(files / "judged.run")  # the judgements are not a run
     result = command("evaluate", "runs=.", "qrels=judged.run", "metrics=ndcg@10")
     assert result.status == 0, result.err
     assert set(rows(result.out)) >= {"bad", "good", "better"}
@@ -295,7 +294,7 @@ def test_plots_are_the_same_file_each_time(suffix, files, command):
     assert content == (files / f"two.{suffix}").read_bytes()
 
 
-def test_many_panels_stand_in_rows(files, command):
+def test_many_panels_fill_several_rows(files, command):
     names = "".join(f", r{n}: good.run" for n in range(PANELS_ACROSS + 1))
     options = ["qrels=qrels.txt", f"runs={{bad: bad.run{names}}}", "baseline=bad"]
     assert command("evaluate", *options, "plot=many.png").status == 0
@@ -311,12 +310,12 @@ def png_size(path):
     return struct.unpack(">II", path.read_bytes()[16:24])
 
 
-# ---- names that are more than letters
+# ---- hostile names
 
 NAMES = (r"cost$\foo$", "a|b\nc", "=1+1", "\x1b[31mred", "中文", "\udcffhalf", "[x] & y_z", "_u")
 
 
-def test_hostile_names_of_files_go_through_every_output(files, command):
+def test_every_output_escapes_hostile_file_names(files, command):
     (files / "runs").mkdir()
     for name in ("bad", *NAMES):
         text = (files / ("bad.run" if name == "bad" else "good.run")).read_text()
@@ -338,13 +337,13 @@ def test_hostile_names_of_files_go_through_every_output(files, command):
     assert png_size(files / "p.png")
 
 
-def test_an_error_shows_no_control_characters(files, command):
+def test_an_error_escapes_control_characters(files, command):
     result = command("evaluate", "qrels=qrels.txt", "runs={'\x1b[31mred': none.run}", "baseline=x")
     refused(result, r"\x1b[31mred")
     assert "\x1b" not in result.err
 
 
-def test_a_plot_that_fails_leaves_what_was_measured(files, command, monkeypatch):
+def test_other_files_are_written_before_a_plot_that_fails(files, command, monkeypatch):
     def fail(*_):
         raise MemoryError
 
@@ -355,7 +354,7 @@ def test_a_plot_that_fails_leaves_what_was_measured(files, command, monkeypatch)
     assert {"o.json", "t.md", "q.csv"} <= {path.name for path in files.iterdir()}
 
 
-def test_a_plot_that_would_show_nothing_is_refused_before_runs_are_read(files, command):
+def test_an_empty_plot_is_refused_before_runs_are_read(files, command):
     (files / "bad.run").write_text("not a run\n")
     options = ["qrels=qrels.txt", "plot=p.png", "baseline=bad"]
     refused(command("evaluate", runs("bad"), *options), "p.png: nothing to draw beside")
@@ -378,14 +377,14 @@ def test_a_plot_that_would_show_nothing_is_refused_before_runs_are_read(files, c
         (["by=query"], "by=query is not one of collection, corpus"),
     ],
 )
-def test_settings_that_make_no_sense_show_before_a_run_is_read(arguments, said, files, command):
+def test_senseless_settings_are_refused_before_runs_are_read(arguments, said, files, command):
     (files / "good.run").write_text("not a run\n")
     options = {"qrels": "qrels.txt", "baseline": "bad"} | dict(a.split("=") for a in arguments)
     result = command("evaluate", runs("bad", "good"), *(f"{k}={v}" for k, v in options.items()))
     refused(result, said)
 
 
-def test_nothing_set(command):
+def test_runs_and_judgements_are_required(command):
     refused(command("evaluate"), "runs is not set", "runs={bm25: first.run")
     refused(command("evaluate", "runs={a: a.run}"), "qrels is not set", "qrels=qrels.txt")
 
@@ -423,14 +422,14 @@ def test_bad_run_names_file_and_line(files, command):
 
 def test_output_that_cannot_be_written(files, command):
     (files / "file").write_text("")
-    result = command("evaluate", "qrels=qrels.txt", runs("bad"), "output=file/figures.json")
-    refused(result, "file/figures.json: cannot be written", "another place")
+    result = command("evaluate", "qrels=qrels.txt", runs("bad"), "output=file/metrics.json")
+    refused(result, "file/metrics.json: cannot be written", "another place")
 
 
-# ---- the real command, in a process of its own
+# ---- the command in its own process
 
 
-def test_subprocess(files, process):
+def test_the_command_in_its_own_process_leaves_no_files(files, process):
     def evaluate(*arguments):
         return process("-m", "rankdistillm.evaluate", *arguments, cwd=files, OMP_NUM_THREADS="1")
 
@@ -438,7 +437,7 @@ def test_subprocess(files, process):
     good = evaluate("qrels=qrels.txt", runs("bad", "good"), "baseline=bad", "metrics=[ndcg@10]")
     assert good.returncode == 0, good.stderr
     assert rows(good.stdout)["good"][0].endswith("*")
-    assert sorted(files.iterdir()) == before  # no folder and no log file of Hydra's
+    assert sorted(files.iterdir()) == before  # no folder and no log file from Hydra
 
     bad = evaluate("qrels=qrels.txt", runs("bad", "absent"))
     assert bad.returncode != 0

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from rankdistillm import rerank as rerank_module
 from rankdistillm import train as train_module
 from rankdistillm.cli import CONFIGS, PACKAGE
-from rankdistillm.model import CrossEncoder
+from rankdistillm.model.cross_encoder import CrossEncoder
 
 SEED = 20261128
 LINES = {"train": 130, "rerank": 100, "evaluate": 100}

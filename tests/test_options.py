@@ -1,4 +1,4 @@
-"""Options of any kind with values of another kind; how to quote them; --help; what is printed."""
+"""Options with unsuitable values, how to quote them, --help, and printed messages."""
 
 import logging
 import shlex
@@ -20,7 +20,7 @@ GIVEN = {
     "rerank": ["model.path=m", "run=r", "output=o"],
     "evaluate": ["qrels=q", "runs={a: b}"],
 }
-# The loss refuses its own; a re-ranking reads texts alone of its data.
+# A loss checks its own options; a re-ranking uses only the texts of its data.
 ELSEWHERE = {"train": "loss.", "rerank": "data.", "evaluate": "-"}
 
 
@@ -53,7 +53,7 @@ def test_every_option_is_checked(module):
 
 @pytest.mark.parametrize("value", [[["a"]], {"a": {"b": [1]}}, True, "", "\udcff", "a\0b", "???"])
 @pytest.mark.parametrize("module", CHECKS)
-def test_a_value_of_another_kind_is_refused_by_name(module, value):
+def test_an_unsuitable_value_is_rejected_by_name(module, value):
     for name, check in CHECKS[module].items():
         if value is True and check is check_flag:
             continue
@@ -64,21 +64,21 @@ def test_a_value_of_another_kind_is_refused_by_name(module, value):
 
 
 @pytest.mark.parametrize("module", CHECKS)
-def test_an_option_that_is_gone_or_no_group_is_said_to_be(module):
+def test_a_missing_option_and_a_value_instead_of_a_group_are_rejected(module):
     for name in CHECKS[module]:
         config = composed(module)
         OmegaConf.set_struct(config, False)
         group, _, last = name.rpartition(".")
         del (OmegaConf.select(config, group) if group else config)[last]
-        with pytest.raises(InputError, match=f"^{name} is gone; leave out ~{name}"):
+        with pytest.raises(InputError, match=f"^{name} is missing; remove ~{name}"):
             check_options(config, CHECKS[module])
         if group:
             OmegaConf.update(config, group, "text", merge=False)
-            with pytest.raises(InputError, match=f"^{group}=text is no group of options"):
+            with pytest.raises(InputError, match=f"^{group}=text is not a group of options"):
                 check_options(config, CHECKS[module])
 
 
-def test_numbers_that_stand_for_texts_are_made_texts():
+def test_numbers_given_for_text_options_become_text():
     config = composed("evaluate")
     config.output, config.runs, config.metrics = 5, {"a": 2024, "b": {"c": 1.5}}, ["ndcg@10", 7]
     check_options(config, EVALUATE)
@@ -101,7 +101,7 @@ def test_numbers_that_stand_for_texts_are_made_texts():
         "x,é",
     ],
 )
-def test_what_needs_quotes_is_said_with_them(value, command):
+def test_values_that_need_quotes_are_shown_quoted(value, command):
     result = command("rerank", f"run={value}")
     assert result.status != 0
     (line,) = result.err.splitlines()
@@ -109,25 +109,25 @@ def test_what_needs_quotes_is_said_with_them(value, command):
     assert OverridesParser.create().parse_override(argument).value() == value
 
 
-def test_what_needs_quotes_inside_a_group_stays_a_group(command):
+def test_quoting_inside_a_group_keeps_it_a_group(command):
     result = command("evaluate", "runs={bm25: é.run, b: [ö, (1).run, 5]}")
     *_, argument = shlex.split(result.err.partition("; write ")[2])
     value = OverridesParser.create().parse_override(argument).value()
     assert value == {"bm25": "é.run", "b": ["ö", "(1).run", 5]}
 
 
-def test_a_comma_is_a_sweep_or_in_quotes(command):
+def test_a_comma_needs_quotes_or_a_sweep(command):
     result = command("rerank", "run=a,b.run")
     assert "run=a,b.run: several values are a sweep, which needs -m" in result.err
     assert r"""write 'run='"'"'a,b.run'"'"''""" in result.err
 
 
-def test_what_is_no_option_is_said_to_be_none(command):
+def test_an_argument_that_is_not_an_option_is_rejected(command):
     assert "error: first.run: not an option; write NAME=VALUE" in command("rerank", "first.run").err
 
 
 @pytest.mark.parametrize("module", CHECKS)
-def test_help_has_the_options_of_the_command_alone_with_their_comments(module, command):
+def test_help_shows_only_the_options_of_the_command_with_their_comments(module, command):
     result = command(module, "--help")
     assert result.status == 0
     groups = {"train": {"model", "data", "loss", "+stage", "+recipe"}, "rerank": {"data"}}
@@ -140,18 +140,18 @@ def test_help_has_the_options_of_the_command_alone_with_their_comments(module, c
     assert "hydra:\n" not in result.out
 
 
-def test_help_shows_the_groups_that_are_chosen(command):
+def test_help_shows_the_chosen_groups(command):
     out = command("train", "--help", "loss=hinge", "+stage=prefinetune").out
     assert "loss: # loss=hinge" in out
     assert "  margin: 1.0" in out
     assert "# Learn to tell one judged positive" in out
 
 
-def test_messages_are_short_and_do_nothing_to_a_terminal(command):
+def test_messages_are_short_and_free_of_control_characters(command):
     result = command("evaluate", "qrels=q", "runs={a: b}", "test='\x1b[31mred\a'")
     assert r"test=\x1b[31mred\x07 is not one of" in result.err
     result = command("evaluate", "qrels=q", "runs={a: b}", f"test='{'x' * 100_000}'")
     assert len(result.err) <= LONGEST + 10
-    assert result.err.endswith("is not one of t, randomisation\n")  # the remedy is still there
+    assert result.err.endswith("is not one of t, randomisation\n")  # with the remedy
     record = logging.LogRecord("", logging.INFO, "", 0, "%s: left\nout", ("\x1b]0;title\a",), None)
     assert OneLine("%(message)s").format(record) == r"\x1b]0;title\x07: left\nout"

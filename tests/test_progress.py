@@ -1,4 +1,4 @@
-"""Bars on a terminal, lines in a log."""
+"""Progress is a bar on a terminal and lines in a log."""
 
 import io
 import sys
@@ -15,7 +15,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def stderr(monkeypatch):
-    """Put a stream in the place of stderr, and give it back; in the test, not before it."""
+    """Replace stderr with a stream; called in the test, because pytest replaces stderr too."""
 
     def put(stream: io.StringIO) -> io.StringIO:
         monkeypatch.setattr(sys, "stderr", stream)
@@ -24,7 +24,7 @@ def stderr(monkeypatch):
     return put
 
 
-def test_a_log_has_a_line_now_and_then(stderr, monkeypatch):
+def test_a_log_has_a_line_per_interval(stderr, monkeypatch):
     log = stderr(io.StringIO())
     monkeypatch.setattr(progress, "SECONDS", 0.0)
     with progress.progress_bar(total=3, desc="embed", unit="text", miniters=1) as bar:
@@ -37,7 +37,7 @@ def test_a_log_has_a_line_now_and_then(stderr, monkeypatch):
     assert "\r" not in log.getvalue()
 
 
-def test_short_work_leaves_no_line(stderr):
+def test_short_work_writes_no_line(stderr):
     log = stderr(io.StringIO())
     assert list(progress.progress_bar(range(3), desc="step")) == [0, 1, 2]
     assert log.getvalue() == ""
@@ -49,7 +49,7 @@ def test_a_terminal_has_a_bar(stderr):
     assert terminal.getvalue().count("\r") >= 2
 
 
-def test_what_is_not_to_be_shown_is_not(stderr):
+def test_a_hidden_bar_writes_nothing(stderr):
     terminal = stderr(Terminal())
     list(progress.progress_bar(range(3), shown=False))
     assert terminal.getvalue() == ""

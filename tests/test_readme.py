@@ -2,12 +2,15 @@
 
 import re
 import shlex
+import tomllib
 
 import pytest
+import yaml
 
+from rankdistillm import __version__
 from rankdistillm.cli import PACKAGE
-from rankdistillm.qrels import read_qrels
-from rankdistillm.runs import Run
+from rankdistillm.data.qrels import read_qrels
+from rankdistillm.data.runs import Run
 
 README = PACKAGE.parent / "README.md"
 pytestmark = pytest.mark.skipif(not README.exists(), reason="installed without its README")
@@ -40,27 +43,71 @@ def test_the_two_set_up_commands_are_what_ci_runs():
     assert "-c constraints.txt -e '.[demo,test]'" in ci
 
 
-def test_every_file_of_the_tree_exists():
-    tree = README.read_text().split("Read the package in this order:")[1].split("\n## ")[0]
-    names = re.findall(r"[a-z_/]+\.(?:py|yaml)", tree)
-    assert len(names) > 20
-    for name in names:
-        folder = PACKAGE.parent / "conf" if name.endswith("yaml") else PACKAGE
-        assert (folder / name).exists(), name
-    listed = set(names)
-    assert {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"} <= listed
+def test_the_tree_names_every_file():
+    tree = README.read_text().split("Read the package in this order:")[1].split("```")[1]
+    named, folders = set(), []
+    for line in tree.splitlines():
+        name = line.split()[0] if line.strip() else ""
+        folders = folders[: (len(line) - len(line.lstrip())) // 2]
+        if name.endswith("/"):
+            folders.append(name)
+        elif folders[:1] == ["rankdistillm/"] and name.endswith(".py"):
+            named.add("".join([*folders[1:], name]))
+    files = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")}
+    described = {
+        file for file in files if not re.search(r"__init__|losses/|kernels/|formats/", file)
+    }
+    assert named == described
+
+
+def test_the_documents_agree_on_the_repository():
+    (clone,) = (line for line in commands() if line.startswith("git clone "))
+    url = clone.split()[2]
+    citation = yaml.safe_load((README.parent / "CITATION.cff").read_text())
+    project = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]
+    assert citation["repository-code"] == project["urls"]["Source"] == url
+    assert citation["version"] == __version__
+
+
+DOCUMENTS = [
+    *sorted(README.parent.glob("*.md")),
+    *sorted((README.parent / "experiments").rglob("*.md")),
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_links_lead_to_files(document):
+    text = document.read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]*)(?:#[^)]*)?\)", text):
+        assert (document.parent / target).exists(), target
+    headings = {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", text, flags=re.M)
+    }
+    assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= headings
+
+
+def test_files_that_the_documents_name_exist():
+    drawings = sorted((README.parent / "docs").glob("*.svg"))
+    assert drawings
+    for document in (README.parent / "CONTRIBUTING.md", *drawings):
+        marked = re.findall(r'`([^`\n]+)`|class="code"[^>]*>([^<]+)<', document.read_text())
+        names = re.findall(r"[\w/]+(?:/|\.py)(?![\w/.])", " ".join(map(" ".join, marked)))
+        assert names
+        for name in set(names):
+            assert (PACKAGE / name).exists() or (README.parent / name).exists(), name
 
 
 @pytest.mark.slow(first=True)
 def test_the_demo_gains_and_the_snippets_run(process, tmp_path, monkeypatch, capsys):
     result = process(*arguments(DEMO), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    figures = dict(
+    metrics = dict(
         re.findall(r"^(bm25|teacher|student before|student after) +(0\.\d+)", result.stdout, re.M)
     )
-    before, after = float(figures["student before"]), float(figures["student after"])
+    before, after = float(metrics["student before"]), float(metrics["student after"])
     assert after > before + 0.15
-    assert after > float(figures["bm25"]) + 0.03
+    assert after > float(metrics["bm25"]) + 0.03
     (student,) = (tmp_path / "outputs/distill").glob("*/checkpoint")
     student.rename(tmp_path / "student")
     monkeypatch.chdir(tmp_path)

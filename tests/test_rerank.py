@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from rankdistillm.data.runs import Run
 from rankdistillm.errors import InputError
-from rankdistillm.model import CrossEncoder
-from rankdistillm.rerank import Reranker
-from rankdistillm.runs import Run
+from rankdistillm.model.cross_encoder import CrossEncoder
+from rankdistillm.model.reranker import Reranker
 
 DOCS = {
     "a": "Bread rises because yeast makes gas.",
@@ -40,7 +40,7 @@ def test_score_is_float32_in_the_order_of_the_passages(reranker):
     assert len(reranker.score("q", [])) == 0
 
 
-def test_an_encoder_that_was_never_trained_to_rank_is_refused(tiny_bert):
+def test_an_encoder_that_was_never_trained_to_rank_is_rejected(tiny_bert):
     with pytest.raises(InputError, match=r"an encoder without a head.*train it first"):
         Reranker.from_pretrained(tiny_bert)
 
@@ -50,8 +50,8 @@ def test_rank_is_best_first(reranker):
     scores = reranker.score(QUERIES["q1"], docs)
     ranked = reranker.rank(QUERIES["q1"], docs)
     assert [r.rank for r in ranked] == [1, 2, 3]
-    assert [r.place for r in ranked] == np.argsort(-scores).tolist()
-    assert [r.doc for r in ranked] == [docs[r.place] for r in ranked]
+    assert [r.index for r in ranked] == np.argsort(-scores).tolist()
+    assert [r.doc for r in ranked] == [docs[r.index] for r in ranked]
     assert reranker.rank(QUERIES["q1"], docs, depth=1) == ranked[:1]
 
 
@@ -68,17 +68,17 @@ def test_rerank_orders_each_list_by_its_own_scores(reranker):
     )
 
 
-def test_what_does_not_fit_into_the_memory_is_halved(reranker, monkeypatch):
+def test_a_chunk_that_exceeds_memory_is_halved(reranker, monkeypatch):
     run = Run.from_scores({q: {d: -i for i, d in enumerate("abc")} for q in QUERIES})
     expected = reranker.rerank(run, QUERIES, DOCS, progress=False)
-    score, room = CrossEncoder.score_chunks, 2
+    forward, room = CrossEncoder.forward, 2
 
-    def cramped(self, pairs, chunks, fused):
-        if max(map(len, chunks)) > room:
+    def cramped(self, pairs, fused):
+        if len(pairs) > room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return score(self, pairs, chunks, fused)
+        return forward(self, pairs, fused)
 
-    monkeypatch.setattr(CrossEncoder, "score_chunks", cramped)
+    monkeypatch.setattr(CrossEncoder, "forward", cramped)
     found = reranker.rerank(run, QUERIES, DOCS, progress=False)
     for query_id in run:
         assert found[query_id].doc_ids == expected[query_id].doc_ids
@@ -88,18 +88,55 @@ def test_what_does_not_fit_into_the_memory_is_halved(reranker, monkeypatch):
         reranker.rerank(run, QUERIES, DOCS, progress=False)
 
 
-def test_training_mode_is_left_as_it_was(reranker):
+def test_training_mode_is_restored(reranker):
     reranker.model.train()
     reranker.score("q", ["d"])
     assert reranker.model.training
 
 
-def test_nothing_is_dropped_though_a_part_of_the_model_be_in_training(tiny_bert):
+def test_scoring_never_uses_dropout(tiny_bert):
     model = CrossEncoder.from_pretrained(tiny_bert, dropout=0.5)
     assert not model.training
     expected = Reranker(model).score("bread", ["The dough.", "The tide."])
     model.network.backbone.train()
     assert (Reranker(model).score("bread", ["The dough.", "The tide."]) == expected).all()
+
+
+def halve_a_layer(model):
+    with torch.no_grad():
+        model.network.backbone.encoder.layer[0].output.dense.weight.mul_(0.5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_new_reranker_has_the_new_weights(precision, student, tmp_path):
+    model = CrossEncoder.from_pretrained(student, precision=precision)
+    before = Reranker(model).score("q", list(DOCS.values()))
+    halve_a_layer(model)
+    after = Reranker(model).score("q", list(DOCS.values()))
+    assert (after != before).any()
+    model.save_pretrained(tmp_path / "changed")
+    loaded = Reranker.from_pretrained(tmp_path / "changed", device="cpu", precision=precision)
+    assert (loaded.score("q", list(DOCS.values())) == after).all()
+
+
+def test_the_command_takes_the_plain_path(command, student, files):
+    first, second = (
+        command("rerank", f"model.path={student}", *files, f"output={name}", *options).status
+        for name, options in (("a.run", ["precision=fp32"]),
+                              ("b.run", ["precision=fp32", "model.packed=false"]))
+    )  # fmt: skip
+    assert first == second == 0
+    packed, plain = Run.read("a.run"), Run.read("b.run")
+    for query_id in packed:
+        assert packed[query_id].scores == pytest.approx(plain[query_id].scores, abs=1e-5)
+    result = command("rerank", f"model.path={student}", *files, "output=c", "model.packed=maybe")
+    assert "model.packed=maybe is neither true nor false" in result.err
+
+
+def test_the_command_module_also_offers_the_class():
+    from rankdistillm import rerank
+
+    assert rerank.Reranker is Reranker
 
 
 @pytest.fixture
@@ -112,14 +149,14 @@ def files(tmp_path):
     return ["data=local", "data.docs=docs.tsv", "data.queries=queries.tsv", "run=first.run"]
 
 
-def test_the_output_is_tried_before_the_work(command, student, files, monkeypatch):
-    monkeypatch.setattr(Reranker, "from_pretrained", None)  # not to be reached
+def test_the_output_is_checked_before_loading_the_model(command, student, files, monkeypatch):
+    monkeypatch.setattr(Reranker, "from_pretrained", None)  # must not be reached
     result = command("rerank", f"model.path={student}", *files, "output=/dev/null/o.run")
     assert "/dev/null/o.run: cannot be written" in result.err
 
 
 @pytest.mark.parametrize("output", ["new/out.run", "out.jsonl", "out.parquet", "out.run.gz"])
-def test_command_writes_the_run_that_the_class_makes(output, command, student, files, tmp_path):
+def test_the_command_writes_the_run_of_the_class(output, command, student, files, tmp_path):
     result = command(
         "rerank", f"model.path={student}", *files, f"output={output}", "precision=fp32"
     )
@@ -160,9 +197,11 @@ def test_bad_input_ends_in_one_line(arguments, said, command, student, files, tm
     assert not (tmp_path / "o.run").exists()
 
 
-def test_ids_that_the_format_lacks_show_before_the_work(command, student, files, monkeypatch):
+def test_ids_that_the_format_cannot_hold_are_rejected_before_scoring(
+    command, student, files, monkeypatch
+):
     Run.from_scores({"q1": {"a b": 1.0}}).write("spaces.jsonl")
-    monkeypatch.setattr(Reranker, "rerank", None)  # not to be reached
+    monkeypatch.setattr(Reranker, "rerank", None)  # must not be reached
     with open("docs.tsv", "a") as docs:
         docs.write("a b\ttext\n")
     given = [f"model.path={student}", *files[:3], "run=spaces.jsonl"]
@@ -170,7 +209,7 @@ def test_ids_that_the_format_lacks_show_before_the_work(command, student, files,
     assert "o.run: the id 'a b' cannot stand in a TREC run" in result.err
 
 
-def test_what_is_no_list_of_texts_is_refused(reranker):
+def test_a_bad_list_of_passages_is_rejected(reranker):
     with pytest.raises(InputError, match="docs is a list of passages, not one text"):
         reranker.rank("q", "abc")
     with pytest.raises(InputError, match="1 is None, not a text"):
@@ -184,26 +223,26 @@ def test_what_is_no_list_of_texts_is_refused(reranker):
 @pytest.mark.parametrize(
     "docs", [None, 5, {"a", "b"}, {"a": "b"}, b"ab", iter(["a"]), {"a": 1}.values()]
 )
-def test_passages_come_in_an_order_of_their_own(docs, reranker):
+def test_passages_without_an_order_are_rejected(docs, reranker):
     for call in (reranker.score, reranker.rank):
         with pytest.raises(InputError, match="not a list of passages"):
             call("q", docs)
 
 
 @pytest.mark.parametrize("docs", [["a", "b"], ("a", "b"), np.array(["a", "b"])])
-def test_any_sequence_of_passages_will_do(docs, reranker):
-    assert [r.place for r in reranker.rank("q", docs)] == [
-        r.place for r in reranker.rank("q", ["a", "b"])
+def test_any_sequence_of_passages_is_accepted(docs, reranker):
+    assert [r.index for r in reranker.rank("q", docs)] == [
+        r.index for r in reranker.rank("q", ["a", "b"])
     ]
 
 
 @pytest.mark.parametrize("query", [None, 5, ["q"]])
-def test_a_query_is_a_text(query, reranker):
+def test_a_query_must_be_a_text(query, reranker):
     with pytest.raises(InputError, match="not a text"):
         reranker.score(query, ["a"])
 
 
-def test_ids_without_a_text_are_said(reranker):
+def test_ids_without_a_text_are_named(reranker):
     run = Run.from_scores({"q1": {"a": 1.0}})
     with pytest.raises(InputError, match=r"the doc_id a of .* has no text"):
         reranker.rerank(run, QUERIES, {})
@@ -211,7 +250,7 @@ def test_ids_without_a_text_are_said(reranker):
         reranker.rerank(run, {}, DOCS)
 
 
-def test_unknown_ids_name_the_line_of_the_run(command, student, files, tmp_path):
+def test_an_unknown_id_is_reported_with_its_line(command, student, files, tmp_path):
     with open("first.run", "a") as run:
         run.write("q2 Q0 zz 4 -4 bm25\n")
     result = command("rerank", f"model.path={student}", *files, "output=o.run")

@@ -1,4 +1,4 @@
-"""Interrupted trainings, each in a process of its own."""
+"""Trainings that are interrupted or killed, in processes of their own."""
 
 import json
 import signal
@@ -30,8 +30,8 @@ def steps(folder):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_step_and_saves_the_state(number, overrides, tmp_path):
-    options = [*overrides, "checkpoint.every=1000000", "max_steps=100000"]
+def test_a_signal_ends_the_training_after_its_step_and_saves_the_state(number, overrides, tmp_path):
+    options = [*overrides, "state.every=1000000", "max_steps=100000"]
     with subprocess.Popen(
         command(tmp_path / "out", options),
         stdout=subprocess.PIPE,
@@ -45,19 +45,19 @@ def test_a_signal_ends_the_step_and_saves_the_state(number, overrides, tmp_path)
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, out
     (state,) = (tmp_path / "out/state").iterdir()
-    assert f"stopped at step {state.stem}: the same command with output=" in out
+    assert f"stopped at step {state.stem}: re-run with output=" in out
     assert "Traceback" not in out
     assert steps(tmp_path / "out")[-1] == int(state.stem)
 
 
 @pytest.mark.slow(first=True)
-def test_killed_at_random_moments_it_ends_with_the_same_state(overrides, tmp_path):
+def test_a_training_killed_at_random_moments_ends_with_the_same_state(overrides, tmp_path):
     overrides = [*overrides, "model.dropout=0.1", "optim.ema=0.9", "max_steps=300"]
-    subprocess.run(command(tmp_path / "whole", overrides), check=True)
-    met = kill_often(tmp_path / "cut", 20, seed=1, overrides=overrides)
+    subprocess.run(command(tmp_path / "uninterrupted", overrides), check=True)
+    met = kill_often(tmp_path / "killed", 20, seed=1, overrides=overrides)
     assert len(met) == 20
-    assert any(".part" in place for place in met)  # some in the middle of a checkpoint
-    assert same_end(tmp_path / "whole", tmp_path / "cut")
-    assert steps(tmp_path / "cut") == steps(tmp_path / "whole")
-    leftovers = [path for path in (tmp_path / "cut/state").iterdir() if path.suffix != ".pt"]
+    assert any(".part" in moment for moment in met)  # some while a state was being written
+    assert same_end(tmp_path / "uninterrupted", tmp_path / "killed")
+    assert steps(tmp_path / "killed") == steps(tmp_path / "uninterrupted")
+    leftovers = [path for path in (tmp_path / "killed/state").iterdir() if path.suffix != ".pt"]
     assert not leftovers

@@ -11,18 +11,15 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from rankdistillm import data as data_module
-from rankdistillm import tracking
 from rankdistillm import train as train_module
 from rankdistillm.cli import PACKAGE
-from rankdistillm.files import locked
-from rankdistillm.model import CrossEncoder
-from rankdistillm.runs import Run
-from rankdistillm.tracking import Tracker
-from rankdistillm.validation import JudgedRun
+from rankdistillm.data import batches as data_module
+from rankdistillm.data.outputs import locked
+from rankdistillm.data.runs import Run
+from rankdistillm.training.validation import JudgedRun
 
-# The losses of the first five steps of 8 lists, of 10 passages and of 8, seed 1, float32. A change
-# that is not meant to change numbers leaves them as they are.
+# The losses of the first five steps, of 8 lists of 10 and of 8 passages; seed 1, float32. A change
+# that should not change numbers keeps them.
 GOLDEN_LISTS = {
     "distill": ["queries_per_step=8", "data.train.list_size=10", "data.validation.run=null"],
     "prefinetune": ["queries_per_step=8", "data.validation.run=null"],
@@ -61,14 +58,14 @@ def losses(folder):
     return [line["loss"] for line in metrics(folder) if "loss" in line]
 
 
-@pytest.mark.parametrize("budget", [500, 2000, 100_000])  # a part of a list, some lists, all
+@pytest.mark.parametrize("budget", [500, 2000, 100_000])  # part of a list, some lists, all lists
 @pytest.mark.parametrize("stage", GOLDEN)
 def test_golden_trajectory_for_every_split_into_micro_batches(stage, budget, train, tmp_path):
     assert train(f"token_budget={budget}", *GOLDEN_LISTS[stage], stage=stage).status == 0
     assert losses(tmp_path / "out") == pytest.approx(GOLDEN[stage], rel=1e-5)
 
 
-def test_what_a_training_leaves_and_prints(train, tmp_path):
+def test_a_training_writes_its_output_folder_and_prints_the_closing_table(train, tmp_path):
     bm25 = PACKAGE / "mini/test/bm25.run"
     result = train(f"data.test.run={bm25}")
     assert result.status == 0
@@ -95,7 +92,7 @@ def test_what_a_training_leaves_and_prints(train, tmp_path):
     assert len(Run.read(out / "after.run")) == len(Run.read(out / "before.run")) == 56
 
 
-def test_the_summary_has_the_best_validation_and_not_the_last(train, tmp_path, monkeypatch):
+def test_the_summary_has_the_best_validation_not_the_last(train, tmp_path, monkeypatch):
     values = iter([0.3, 0.9, 0.5])
     monkeypatch.setattr(JudgedRun, "measure", lambda *_: next(values))
     assert train("validation.every=2").status == 0  # after the steps 2, 4 and 5
@@ -104,7 +101,7 @@ def test_the_summary_has_the_best_validation_and_not_the_last(train, tmp_path, m
     assert summary["measured_on"] == "validation"
 
 
-def test_one_summary_is_left_however_often_a_training_goes_on(train, tmp_path):
+def test_a_resumed_training_leaves_one_summary(train, tmp_path):
     for _ in range(2):
         assert train().status == 0
         assert [line["step"] for line in metrics(tmp_path / "out") if "summary" in line] == [5]
@@ -120,7 +117,7 @@ def test_a_training_without_validation_has_a_summary(train, tmp_path):
     assert summary == {"step": 5, "metric": "ndcg@10"}
 
 
-def test_judgements_of_more_queries_do_not_scale_the_metric(train, tmp_path):
+def test_judged_queries_outside_the_run_do_not_change_the_metric(train, tmp_path):
     mini = PACKAGE / "mini/validation"
     assert train("output=few").status == 0
     more = "".join(f"other{i} 0 d1 1\n" for i in range(500))
@@ -132,11 +129,11 @@ def test_judgements_of_more_queries_do_not_scale_the_metric(train, tmp_path):
     assert few == many
     said = [line for line in result.out.splitlines() if "left out" in line]
     assert len(said) == 1
-    assert "data.validation: metrics over the 21 judged queries of" in said[0]
-    assert said[0].endswith("0 of its queries without judgements, 500 judged queries that it lacks")
+    assert "data.validation: metrics are over the 21 judged queries of" in said[0]
+    assert said[0].endswith("0 queries without judgements, 500 judged queries without results")
 
 
-def test_rows_of_the_closing_table_keep_apart_whatever_the_run_is_called(train, tmp_path):
+def test_a_run_named_like_a_row_of_the_closing_table_is_called_first_stage(train, tmp_path):
     mini = PACKAGE / "mini/test"
     for name in ("teacher", "student after"):
         (tmp_path / f"{name}.run").write_text((mini / "bm25.run").read_text())
@@ -161,60 +158,74 @@ def test_training_learns(train, tmp_path):
     assert sum(found[-10:]) < 0.5 * sum(found[:10])
 
 
-def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(train, tmp_path, monkeypatch):
-    options = ("checkpoint.every=2", "validation.every=3", "max_steps=7", "model.dropout=0.2")
+def test_an_interrupted_training_resumes_bit_for_bit(train, tmp_path, monkeypatch):
+    options = ("state.every=2", "validation.every=3", "max_steps=7", "model.dropout=0.2")
     options += ("optim.ema=0.9",)
-    assert train("output=whole", *options).status == 0
+    assert train("output=straight", *options).status == 0
 
     original = data_module.TrainingData.batch
 
-    def interrupted(self, step):
+    def interrupting(self, step):
         if step == 5:
             raise KeyboardInterrupt
         return original(self, step)
 
-    monkeypatch.setattr(data_module.TrainingData, "batch", interrupted)
-    assert train("output=cut", *options).status == 130
+    monkeypatch.setattr(data_module.TrainingData, "batch", interrupting)
+    assert train("output=interrupted", *options).status == 130
     monkeypatch.setattr(data_module.TrainingData, "batch", original)
-    result = train("output=cut", *options)
+    result = train("output=interrupted", *options)
     assert "from step 4" in result.out
-    whole, cut = (
-        load_file(tmp_path / f"{n}/checkpoint/model.safetensors") for n in ("whole", "cut")
+    straight, interrupted = (
+        load_file(tmp_path / f"{n}/checkpoint/model.safetensors")
+        for n in ("straight", "interrupted")
     )
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    timeless = [
+    assert all(torch.equal(straight[name], interrupted[name]) for name in straight)
+    without_times = [
         [
             {k: v for k, v in line.items() if k != "pairs_per_second"}
             for line in metrics(tmp_path / n)
         ]
-        for n in ("whole", "cut")
+        for n in ("straight", "interrupted")
     ]
-    assert timeless[0] == timeless[1]
+    assert without_times[0] == without_times[1]
+
+
+def test_the_old_name_of_state_every_still_works_with_a_warning(train, tmp_path):
+    deprecated = "checkpoint.every is deprecated: it is now called state.every"
+    result = train("checkpoint.every=3", "max_steps=7")
+    assert deprecated in result.out
+    assert sorted(path.name for path in (tmp_path / "out/state").iterdir()) == ["6.pt", "7.pt"]
+    config = OmegaConf.load(tmp_path / "out/config.yaml")
+    assert (config.state.every, "checkpoint" in config) == (3, False)
+    assert deprecated in train("checkpoint.every=null", "output=end").out
+    assert OmegaConf.load(tmp_path / "end/config.yaml").state.every is None
+    assert deprecated not in train("output=new").out
+    assert OmegaConf.load(tmp_path / "new/config.yaml").state.every == 500
 
 
 def test_a_damaged_state_falls_back_to_the_one_before(train, tmp_path):
-    assert train("checkpoint.every=2").status == 0
+    assert train("state.every=2").status == 0
     newest = tmp_path / "out/state/5.pt"
     assert sorted(path.name for path in newest.parent.iterdir()) == ["4.pt", "5.pt"]
     newest.write_bytes(newest.read_bytes()[:1000])
-    result = train("checkpoint.every=2")
+    result = train("state.every=2")
     assert "5.pt: cannot be read" in result.out
     assert "from step 4" in result.out
-    newest.write_bytes(bytes(5000))  # as a power failure may leave it
-    assert "from step 4" in train("checkpoint.every=2").out
+    newest.write_bytes(bytes(5000))  # as after a power failure
+    assert "from step 4" in train("state.every=2").out
     content = bytearray(newest.with_name("4.pt").read_bytes())
     content[len(content) // 2] ^= 1  # in a weight
     for damaged in (bytes(content), b""):
         newest.write_bytes(damaged)
-        assert "from step 4" in train("checkpoint.every=2").out
-    torch.save({"weights": torch.zeros(2)}, newest)  # of somebody else
-    assert "5.pt: cannot be read (not the state of a training)" in train("checkpoint.every=2").out
+        assert "from step 4" in train("state.every=2").out
+    torch.save({"weights": torch.zeros(2)}, newest)  # a file of other origin
+    assert "5.pt: cannot be read (not the state of a training)" in train("state.every=2").out
     for file in newest.parent.iterdir():
         file.write_bytes(b"")
-    assert "cannot be read" in train("checkpoint.every=2").err
+    assert "cannot be read" in train("state.every=2").err
 
 
-def test_another_training_in_the_same_folder_is_refused(train, tmp_path):
+def test_a_different_training_in_the_same_folder_is_rejected(train, tmp_path):
     assert train().status == 0
     before = (tmp_path / "out/config.yaml").read_text()
     result = train("optim.learning_rate=2e-3")
@@ -226,12 +237,12 @@ def test_another_training_in_the_same_folder_is_refused(train, tmp_path):
     assert train("optim.learning_rate=2e-3", "resume=never").status == 0
 
 
-def test_a_shorter_training_is_refused(train):
+def test_a_shorter_training_is_rejected(train):
     assert train().status == 0
     assert "out: holds a training of 5 steps, more than the 2" in train("max_steps=2").err
 
 
-def test_other_lists_under_the_same_name_are_another_training(train, tmp_path):
+def test_other_lists_in_a_file_of_the_same_name_are_a_different_training(train, tmp_path):
     teacher = PACKAGE / "mini/train/teacher.run"
     (tmp_path / "t.run").write_text(teacher.read_text())
     options = ["data.train.run=t.run"]
@@ -241,52 +252,52 @@ def test_other_lists_under_the_same_name_are_another_training(train, tmp_path):
     assert "holds a training with data.train.run's lists" in train(*options).err
 
 
-def test_the_student_of_another_training_is_not_replaced(train, tmp_path):
+def test_the_student_of_a_different_training_is_not_replaced(train, tmp_path):
     assert train().status == 0
     shutil.rmtree(tmp_path / "out/state")
     result = train("optim.learning_rate=3e-3")
     assert "holds a training with optim.learning_rate=0.001, not 0.003" in result.err
-    assert train().status == 0  # the same one, anew
+    assert train().status == 0  # the same training, started over
 
 
-def test_a_student_that_is_gone_is_missed_before_the_training_goes_on(train, tmp_path):
+def test_a_missing_best_student_is_reported_before_training_resumes(train, tmp_path):
     assert train().status == 0
     shutil.rmtree(tmp_path / "out/checkpoint")
-    assert "out/checkpoint: the best student is gone" in train("max_steps=6").err
+    assert "out/checkpoint: the best student is missing" in train("max_steps=6").err
 
 
-def test_two_trainings_in_one_folder_are_refused(train, tmp_path):
+def test_a_second_training_in_a_folder_in_use_is_rejected(train, tmp_path):
     (tmp_path / "out").mkdir()
     with locked(tmp_path / "out"):
         assert "out: another training writes there" in train().err
     assert train().status == 0
 
 
-def test_anew_removes_nothing_before_the_input_is_checked(train, tmp_path):
+def test_resume_never_deletes_nothing_before_the_config_is_valid(train, tmp_path):
     assert train().status == 0
     for wrong in ("wandb.mode=on", "loss.temperature=0"):
         assert train("resume=never", wrong).status != 0
         assert (tmp_path / "out/state/5.pt").exists()
 
 
-def test_damaged_lines_of_figures_are_dropped(train, tmp_path):
-    assert train("checkpoint.every=2", "max_steps=4").status == 0
+def test_damaged_lines_of_the_metrics_are_dropped(train, tmp_path):
+    assert train("state.every=2", "max_steps=4").status == 0
     with open(tmp_path / "out/metrics.jsonl", "ab") as file:
         file.write(b"\0\0\0\n\xff\n{}\n[1]\n")
-    result = train("checkpoint.every=2", "max_steps=6")
+    result = train("state.every=2", "max_steps=6")
     assert result.status == 0
     assert "metrics.jsonl, line 7: damaged, dropped" in result.out
     assert [line["step"] for line in metrics(tmp_path / "out")] == [1, 2, 3, 4, 4, 5, 6, 6, 6]
 
 
-def test_a_teacher_of_other_queries_shows_before_the_training(train, tmp_path):
+def test_a_teacher_run_of_other_queries_is_rejected_before_training(train, tmp_path):
     bm25, teacher = PACKAGE / "mini/test/bm25.run", PACKAGE / "mini/train/teacher.run"
     result = train(f"data.test.run={bm25}", f"data.test.teacher={teacher}")
     assert "teacher.run: none of its" in result.err
     assert not (tmp_path / "out/metrics.jsonl").exists()
 
 
-def test_ids_that_no_run_file_holds_show_before_the_training(train, tmp_path):
+def test_ids_that_no_run_file_can_hold_are_rejected_before_training(train, tmp_path):
     mini = PACKAGE / "mini/test"
     run = Run.read(mini / "bm25.run").truncate(3)
     text = "\n".join(
@@ -300,7 +311,7 @@ def test_ids_that_no_run_file_holds_show_before_the_training(train, tmp_path):
     assert not (tmp_path / "out/metrics.jsonl").exists()
 
 
-def test_a_name_may_be_a_number(train, tmp_path):
+def test_the_output_folder_may_be_named_by_a_number(train, tmp_path):
     assert train("output=2026").status == 0
     assert (tmp_path / "2026/checkpoint").is_dir()
 
@@ -320,11 +331,11 @@ def test_a_name_may_be_a_number(train, tmp_path):
         ("optim.max_grad_norm=abc", "optim.max_grad_norm=abc is not a number above 0"),
         ("validation.metric=5", "unknown metric '5'"),
         ("model.retokenise=maybe", "model.retokenise=maybe is neither true nor false"),
-        ("checkpoint=null", "checkpoint=None is no group of options"),
+        ("state=null", "state=None is not a group of options"),
         ("output=null", "output is not set"),
     ],
 )
-def test_options_that_make_no_sense_end_in_one_line(option, said, train, tmp_path):
+def test_unsuitable_options_end_in_one_line(option, said, train, tmp_path):
     result = train(option)
     assert result.status != 0
     (line,) = result.err.splitlines()
@@ -333,7 +344,7 @@ def test_options_that_make_no_sense_end_in_one_line(option, said, train, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_longer_training_goes_on_at_the_rate_of_its_own_schedule(train, tmp_path):
+def test_a_lengthened_training_continues_at_the_rate_of_its_new_schedule(train, tmp_path):
     assert train("optim.warmup=0").status == 0
     assert train("optim.warmup=0", "max_steps=10").status == 0
     rates = [line["learning_rate"] for line in metrics(tmp_path / "out") if "loss" in line]
@@ -341,23 +352,21 @@ def test_a_longer_training_goes_on_at_the_rate_of_its_own_schedule(train, tmp_pa
     assert rates[5:] == pytest.approx([1e-3 * (1 - n / 10) for n in range(5, 10)])
 
 
-def test_the_best_student_is_one_of_the_present_validation(train, tmp_path):
+def test_changing_the_validation_forgets_the_best_student(train, tmp_path):
     assert train().status == 0
     best = metrics(tmp_path / "out")[-2]["validation/ndcg@10"]
     result = train("validation.metric=recall@1", "max_steps=6")
-    assert "the validation is another one" in result.out
+    assert "the validation has changed" in result.out
     value = metrics(tmp_path / "out")[-2]["validation/recall@1"]
     assert value < best
     assert f"step 6: validation recall@1 {value:.4f} (best {value:.4f})" in result.out
     state = torch.load(tmp_path / "out/state/6.pt", weights_only=True)
-    assert state["place"]["best"] == value
+    assert state["progress"]["best"] == value
 
 
 @pytest.mark.parametrize("room", [50_000, 500_000])
-def test_a_disk_that_is_full_ends_in_one_line_and_leaves_nothing_half_written(
-    room, train, tmp_path
-):
-    """The first room is too small for a student, the second for the state."""
+def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_written(room, train, tmp_path):
+    """The first room is too small for a student, the second for a state."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:
@@ -373,14 +382,14 @@ def test_a_disk_that_is_full_ends_in_one_line_and_leaves_nothing_half_written(
     assert (tmp_path / "out/checkpoint").exists() == (room > 100_000)
 
 
-def test_a_student_that_a_kill_left_between_two_names_is_put_back(train, tmp_path):
+def test_a_student_left_under_its_temporary_name_by_a_kill_is_restored(train, tmp_path):
     assert train().status == 0
     (tmp_path / "out/checkpoint").rename(tmp_path / "out/.checkpoint.old")
     assert train().status == 0
     assert (tmp_path / "out/checkpoint/config.json").exists()
 
 
-def test_test_queries_may_be_added_when_a_training_goes_on(train):
+def test_test_queries_may_be_added_when_resuming(train):
     assert train().status == 0
     mini = PACKAGE / "mini/test"
     added = [f"data.test.run={mini}/bm25.run", f"data.test.qrels={mini}/qrels.txt",
@@ -391,33 +400,13 @@ def test_test_queries_may_be_added_when_a_training_goes_on(train):
     assert "student before" not in result.out
 
 
-def test_validation_texts_are_tokenised_once(train, monkeypatch):
-    tokenised = []
-    tokenise = CrossEncoder.tokenise_docs
-    monkeypatch.setattr(
-        CrossEncoder,
-        "tokenise_docs",
-        lambda self, texts: tokenised.append(len(texts)) or tokenise(self, texts),
-    )
-    assert train("validation.every=2").status == 0
-    assert len(tokenised) == 2  # the training's and the validation's
-
-
-def test_gradients_that_never_are_finite_end_an_fp16_training(train, monkeypatch):
-    monkeypatch.setattr(tracking, "OVERFLOWS", 2)
-    clip = train_module.clip_grad_norm_
-    monkeypatch.setattr(train_module, "clip_grad_norm_", lambda *given: clip(*given) * float("inf"))
-    result = train("precision=fp16")
-    assert "step 3: no finite gradient in 2 steps" in result.err
-
-
-def test_resume_never_starts_anew(train, tmp_path):
-    assert train("checkpoint.every=2").status == 0
+def test_resume_never_starts_over(train, tmp_path):
+    assert train("state.every=2").status == 0
     assert "from step 5" in train().out
     assert "from step" not in train("resume=never").out
 
 
-def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(train, tmp_path):
+def test_patience_ends_the_training(train, tmp_path):
     result = train(
         "validation.every=1", "validation.patience=2", "max_steps=40", "optim.learning_rate=3"
     )
@@ -452,7 +441,7 @@ def test_half_precision_trains_on_the_cpu(precision, train, tmp_path):
     assert losses(tmp_path / "out") == pytest.approx(GOLDEN["distill"], rel=2e-2)
 
 
-def test_a_sweep_names_folders_by_what_varies_and_refuses_what_makes_no_sense(train, tmp_path):
+def test_a_sweep_names_folders_by_what_varies_and_rejects_unsuitable_losses(train, tmp_path):
     options = ["max_steps=1", "output=${hydra:runtime.output_dir}"]
     result = train("loss=ranknet,kl,adr_mse,listnet", *options, sweep=True)
     assert "loss=kl" in result.err
@@ -464,7 +453,7 @@ def test_a_sweep_names_folders_by_what_varies_and_refuses_what_makes_no_sense(tr
     assert finished == {"loss=ranknet", "loss=adr_mse", "loss=listnet"}
 
 
-def test_main_returns_the_validation_metric(train, tmp_path, monkeypatch):
+def test_train_returns_the_validation_metric(train, tmp_path, monkeypatch):
     returned = []
     original = train_module.train
     monkeypatch.setattr(
@@ -476,7 +465,7 @@ def test_main_returns_the_validation_metric(train, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("validated", "num_steps"), [(True, 1), (False, 3)])
 def test_the_student_is_the_average_of_the_weights(validated, num_steps, train, tmp_path):
-    options = ["checkpoint.every=1", "optim.ema=0.3", "data.test.run=null"]
+    options = ["state.every=1", "optim.ema=0.3", "data.test.run=null"]
     if not validated:
         options.append("data.validation.run=null")
     assert train("output=start", "max_steps=1", "optim.learning_rate=0", *options).status == 0
@@ -506,7 +495,7 @@ def test_without_validation_the_last_student_is_kept(train, tmp_path):
         "loss=lambda data.train.targets=relevance",
     ],
 )
-def test_losses_that_need_other_targets_or_sum_others(loss, train, tmp_path):
+def test_losses_with_other_targets_and_a_sum_of_losses_train(loss, train, tmp_path):
     assert train(*loss.split(), "max_steps=1").status == 0
     assert losses(tmp_path / "out")[0] > 0
 
@@ -524,7 +513,7 @@ def test_wandb_offline_needs_no_account(train, tmp_path, monkeypatch):
     for name, value in summary["means"].items():
         assert f"validation/ndcg@10/{name}".encode() in newest
         assert json.dumps(value).encode() in newest
-    shutil.rmtree(tmp_path / "out/state")  # as if stopped before the first checkpoint
+    shutil.rmtree(tmp_path / "out/state")  # as if stopped before the first state was saved
     assert train("wandb.mode=offline").status == 0
     assert (tmp_path / "out/wandb_run_id").read_text() == known
     assert train("wandb.mode=offline", "resume=never").status == 0
@@ -539,7 +528,7 @@ def test_wandb_offline_needs_no_account(train, tmp_path, monkeypatch):
         (["data.train.list_size=21"], "list_size=21 is above the longest ranked list"),
         (["data.train.sampling=best"], "sampling=best is not one of"),
         (["optim.schedule=steps"], "schedule=steps is not one of constant, linear, cosine"),
-        (["optim.ema=1"], "optim.ema=1 is not a decay between 0 and 1"),
+        (["optim.ema=1"], "optim.ema=1 is not below 1"),
         (["precision=int8"], "precision=int8 is not one of"),
         (["wandb.mode=on"], "wandb.mode=on is not one of disabled, offline, online"),
         (["resume=maybe"], "resume=maybe is not one of auto, never"),
@@ -547,7 +536,7 @@ def test_wandb_offline_needs_no_account(train, tmp_path, monkeypatch):
         (["output=/dev/null/x"], "output=/dev/null/x: cannot be written"),
         (["data.train.run=nowhere.run"], "nowhere.run: neither a file nor an ir_datasets id"),
         (["epoch=3"], "epoch"),
-        (["optim.learning_rate=1e30", "optim.warmup=0"], "diverged; lower optim.learning_rate"),
+        (["optim.learning_rate=1e30", "optim.warmup=0"], "diverged; lower the learning rate"),
         (["data=local"], "data.train.run"),
         (["device=gpu"], "device=gpu is not a device; use auto, cpu, cuda or cuda:N"),
         (["device=cuda:99"], "device=cuda:99: torch sees"),
@@ -571,22 +560,3 @@ def test_bad_input_ends_in_one_line(arguments, said, train):
 def test_no_stage_names_the_choices(train):
     result = train(stage=None)
     assert result.status == "error: no stage: add +stage=prefinetune or +stage=distill"
-
-
-def test_what_is_not_finite_is_null_in_the_metrics(tmp_path):
-    tracker = Tracker(tmp_path, OmegaConf.create({"wandb": {"mode": "disabled"}}))
-    tracker.log(1, {"loss": 0.5, "grad_norm": math.inf})
-    tracker.close()
-    assert metrics(tmp_path) == [{"step": 1, "loss": 0.5, "grad_norm": None}]
-
-
-def test_a_training_from_step_0_says_whose_figures_it_replaces(tmp_path, caplog):
-    config = OmegaConf.create({"wandb": {"mode": "disabled"}})
-    figures = tmp_path / "metrics.jsonl"
-    for times in range(2):
-        tracker = Tracker(tmp_path, config)
-        tracker.log(1, {"loss": 0.5 + times})
-        tracker.close()
-        assert len(caplog.messages) == times
-    assert f"{figures}: the figures of an earlier training" in caplog.text
-    assert figures.read_text() == '{"step": 1, "loss": 1.5}\n'

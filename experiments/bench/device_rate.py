@@ -24,13 +24,13 @@ from transformers import AutoTokenizer, BertConfig, BertModel, ElectraConfig, El
 from experiments.bench.generated import collection, training_data
 from experiments.bench.lists import set_dropout
 from rankdistillm.devices import autocast_dtype_of, device_of, keep_freed_memory
-from rankdistillm.gradients import TokenBudget, step_gradients
-from rankdistillm.layouts import Checkpoint
 from rankdistillm.losses import ranknet_loss
-from rankdistillm.model import CrossEncoder
-from rankdistillm.networks import MonoNetwork
-from rankdistillm.optim import make_optimizer, make_scaler
-from rankdistillm.pretrained import locate
+from rankdistillm.model.cross_encoder import CrossEncoder
+from rankdistillm.model.formats import Checkpoint
+from rankdistillm.model.formats.files import locate
+from rankdistillm.model.heads import MonoNetwork
+from rankdistillm.training.gradients import TokenBudget, step_gradients
+from rankdistillm.training.optim import make_optimizer, make_scaler
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 # (model class, configuration class, layers, hidden, heads, feed-forward)
@@ -162,10 +162,10 @@ def main() -> None:
     @torch.inference_mode()
     def rerank(step: int) -> None:
         pairs = batches[step].pairs
-        chunks = model.plan_chunks(pairs.lengths)
+        fused = model.fused_layers()
         with model.autocast():  # as `Reranker` does
-            for _ in model.score_chunks(pairs, chunks, model.fused_layers()):
-                pass
+            for chunk in model.plan_chunks(pairs.lengths):
+                model(pairs.select(chunk), fused)
 
     _, _, layers, hidden, heads, feed_forward = SHAPES[arguments.model]
     rate = matrix_rate(device, model.autocast_dtype, hidden, feed_forward)

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from rankdistillm.cli import PACKAGE
-from rankdistillm.data import TrainingData
-from rankdistillm.model import CrossEncoder
-from rankdistillm.runs import RankedList, Run
-from rankdistillm.texts import read_texts
+from rankdistillm.data.batches import TrainingData
+from rankdistillm.data.runs import RankedList, Run
+from rankdistillm.data.texts import read_texts
+from rankdistillm.model.cross_encoder import CrossEncoder
 
 WORDS_A_DOC, SPREAD = 56, 0.4  # log-normal: median, standard deviation of the logarithm
 

@@ -22,11 +22,11 @@ from transformers import AutoTokenizer
 from experiments.bench.device_rate import MINILM, SHAPES, student
 from experiments.bench.generated import collection, training_data
 from rankdistillm.devices import bound_compiled_products, device_of, keep_freed_memory
-from rankdistillm.gradients import TokenBudget, step_gradients
 from rankdistillm.losses import ranknet_loss
-from rankdistillm.model import CrossEncoder
-from rankdistillm.optim import make_scaler
-from rankdistillm.pretrained import locate
+from rankdistillm.model.cross_encoder import CrossEncoder
+from rankdistillm.model.formats.files import locate
+from rankdistillm.training.gradients import TokenBudget, step_gradients
+from rankdistillm.training.optim import make_scaler
 
 LIST_SIZES = (10, 30, 100, 300, 1000)
 

@@ -6,13 +6,13 @@ from generated import training_data
 from lists import Batch, Work, answer, one_by_one, read_batches, read_settings, set_dropout
 from torch.nn.utils import clip_grad_norm_
 
+from rankdistillm.data.runs import RankedList, Run
 from rankdistillm.devices import bound_compiled_products, device_of, keep_freed_memory
-from rankdistillm.gradients import TokenBudget, step_gradients
 from rankdistillm.losses import ranknet_loss
-from rankdistillm.model import CrossEncoder
-from rankdistillm.optim import make_optimizer, make_scaler
-from rankdistillm.rerank import Reranker
-from rankdistillm.runs import RankedList, Run
+from rankdistillm.model.cross_encoder import CrossEncoder
+from rankdistillm.model.reranker import Reranker
+from rankdistillm.training.gradients import TokenBudget, step_gradients
+from rankdistillm.training.optim import make_optimizer, make_scaler
 
 given = read_settings()
 device = device_of("auto")
@@ -23,7 +23,6 @@ optimizer = make_optimizer(model, 1e-5, 0.01)
 scaler = make_scaler(device, is_fp16=False)
 budget = TokenBudget.for_model(model)
 weights = list(model.parameters())
-reranker = Reranker(model)
 
 
 def texts_of(lists: Batch) -> tuple[dict[str, str], dict[str, str]]:
@@ -55,16 +54,17 @@ def train(batches: list[Batch]) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
-def rerank(batch: Batch) -> None:
-    reranker.rerank(run_of(batch), *texts_of(batch), progress=False)
-
-
 def work_of(what: str, dropout: float) -> Work:
     if what == "train":
         bound_compiled_products()
     model.train(what == "train")
     set_dropout(model, dropout)
-    return train if what == "train" else one_by_one(rerank)
+    if what == "train":
+        return train
+    reranker = Reranker(model)  # with the weights as they are now
+    return one_by_one(
+        lambda batch: reranker.rerank(run_of(batch), *texts_of(batch), progress=False)
+    )
 
 
 answer(

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from rankdistillm.cli import PACKAGE
-from rankdistillm.runs import Run
+from rankdistillm.data.runs import Run
 
 MINI = PACKAGE / "mini"
 # Part of what each command prints when its work begins.

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from experiments.bench.generated import SPREAD, WORDS_A_DOC
 from experiments.bench.memory import peak
 from rankdistillm.cli import PACKAGE
-from rankdistillm.files import replacing
-from rankdistillm.model import CrossEncoder
-from rankdistillm.texts import read_texts
+from rankdistillm.data.outputs import replacing
+from rankdistillm.data.texts import read_texts
+from rankdistillm.model.cross_encoder import CrossEncoder
 
 CPU = torch.device("cpu")
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.commands import command, rerank, train
-from rankdistillm.judged_runs import runs_of_folder
-from rankdistillm.runs import Run
+from rankdistillm.data.runs import Run
+from rankdistillm.evaluation.run_sets import runs_of_folder
 
 FIRST_STAGE = "first-stage"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from experiments.ecir25.recipes import add_options, study_of
-from rankdistillm.plots import plot_amounts
+from rankdistillm.evaluation.plots import plot_amounts
 
 FACTS = json.loads((Path(__file__).parent / "published.json").read_text())
 QUERIES, DEPTHS = (1000, 2000, 5000, 10000), (10, 20, 50, 100)

@@ -12,8 +12,8 @@ from pathlib import Path
 import bm25s
 import Stemmer
 
-from rankdistillm.runs import Run
-from rankdistillm.texts import read_texts
+from rankdistillm.data.runs import Run
+from rankdistillm.data.texts import read_texts
 
 MINI = Path(__file__).parents[2] / "rankdistillm" / "mini"
 DEPTH = 20

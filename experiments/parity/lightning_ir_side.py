@@ -1,4 +1,4 @@
-"""Runs in an environment with lightning-ir: its training of the same steps, its scores of ours.
+"""The lightning-ir side: train the same steps and score our student. Runs in its environment.
 
     python lightning_ir_side.py FOLDER
 

@@ -11,16 +11,16 @@ import torch
 import transformers
 from torch.amp import GradScaler
 
-from rankdistillm.data import TrainingData
-from rankdistillm.gradients import accumulate_gradients
+from rankdistillm.data.batches import TrainingData
+from rankdistillm.data.qrels import read_qrels
+from rankdistillm.data.runs import Run
+from rankdistillm.data.texts import texts_of_run
 from rankdistillm.losses import info_nce_loss, ranknet_loss
-from rankdistillm.model import CrossEncoder
-from rankdistillm.optim import make_optimizer
-from rankdistillm.pretrained import locate
-from rankdistillm.qrels import read_qrels
-from rankdistillm.rerank import Reranker
-from rankdistillm.runs import Run
-from rankdistillm.texts import texts_of_run
+from rankdistillm.model.cross_encoder import CrossEncoder
+from rankdistillm.model.formats.files import locate
+from rankdistillm.model.reranker import Reranker
+from rankdistillm.training.gradients import accumulate_gradients
+from rankdistillm.training.optim import make_optimizer
 
 MINI = Path(__import__("rankdistillm").__file__).parent / "mini"
 STEPS, QUERIES_PER_STEP, LIST_SIZE, LEARNING_RATE = 20, 4, 8, 1e-4
@@ -28,8 +28,8 @@ STAGES = {
     "prefinetune": (info_nce_loss, {"sampling": "single_relevant", "targets": "relevance"}),
     "distill": (ranknet_loss, {"sampling": "top", "targets": "rank"}),
 }
-# Their gradient is zero in exact arithmetic (a shift of all keys, or of all scores of a list,
-# changes no loss), so that Adam walks them by the rounding errors of each library.
+# Their exact gradient is zero (shifting all keys, or all scores of a list, changes no loss), so
+# Adam moves them by the rounding errors of each library.
 WITHOUT_GRADIENT = ("attention.self.key.bias", "encoder.layer.1.output.LayerNorm.bias")
 SIZES = {
     "hidden_size": 32,
@@ -41,7 +41,7 @@ SIZES = {
 
 
 def tokenizer() -> Any:
-    """BERT's own, from the packaged MiniLM."""
+    """BERT's tokeniser, from the packaged MiniLM."""
     return transformers.AutoTokenizer.from_pretrained(
         locate("sentence-transformers/all-MiniLM-L6-v2")
     )
@@ -63,7 +63,7 @@ def make_encoder(folder: Path, architecture: str = "electra") -> Path:
 
 
 def make_student(folder: Path, encoder: Path, layout: str = "mono") -> Path:
-    """That encoder with a random head, as lightning-ir reads it."""
+    """Save the encoder with a random head, in lightning-ir's format."""
     torch.manual_seed(12)
     model = CrossEncoder.from_pretrained(encoder, query_length=8, doc_length=24, precision="fp32")
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def make_student(folder: Path, encoder: Path, layout: str = "mono") -> Path:
 
 
 def training_data(stage: str, model: CrossEncoder) -> tuple[TrainingData, dict, dict]:
-    """The lists of one stage, and the texts of their queries and passages."""
+    """Return the lists of one stage, and the texts of their queries and passages."""
     run = Run.read(MINI / "train" / ("teacher.run" if stage == "distill" else "bm25.run"))
     qrels = read_qrels(MINI / "train/qrels.txt")
     queries, docs = texts_of_run(run, MINI / "train/queries.tsv", MINI / "docs.tsv")
@@ -92,17 +92,17 @@ def training_data(stage: str, model: CrossEncoder) -> tuple[TrainingData, dict, 
 
 
 def load(student: Path) -> CrossEncoder:
-    """The student without dropout, tokenising as lightning-ir does."""
+    """Load the student without dropout, tokenising as lightning-ir does."""
     return CrossEncoder.from_pretrained(student, dropout=0.0, retokenise=True, precision="fp32")
 
 
 def write_steps(stage: str, student: Path, file: Path) -> None:
-    """The texts and targets of all steps, for the other side."""
+    """Write the texts and targets of all steps for the other side."""
     data, queries, docs = training_data(stage, load(student))
     steps = []
     for step in range(len(data)):
         batch = data.batch(step)
-        # Upstream's InfoNCE wants 1 for the positive, whatever its grade.
+        # lightning-ir's InfoNCE expects 1 for the positive, whatever its grade.
         targets = batch.targets.clamp(max=1) if stage == "prefinetune" else batch.targets
         steps.append(
             {
@@ -117,7 +117,7 @@ def write_steps(stage: str, student: Path, file: Path) -> None:
 
 
 def train(stage: str, student: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Losses of the twenty steps, and the weights after them by lightning-ir's names."""
+    """Return the losses of the twenty steps, and the final weights under lightning-ir's names."""
     model = load(student)
     data, _, _ = training_data(stage, model)
     optimizer = make_optimizer(model, LEARNING_RATE, weight_decay=0.01)
@@ -137,7 +137,7 @@ def train(stage: str, student: Path) -> tuple[list[float], dict[str, torch.Tenso
 
 
 def pairs() -> list[tuple[str, list[str]]]:
-    """Queries and passages to score: short, long, empty, accented, not Latin."""
+    """Return queries and passages to score: short, long, empty, accented, not Latin."""
     run = Run.read(MINI / "test/bm25.run")
     queries, docs = texts_of_run(run, MINI / "test/queries.tsv", MINI / "docs.tsv")
     odd = ["", "Zürich, naïve — 東京 は 日本 の 首都", "it does n't matter", "tide " * 700]

@@ -1,8 +1,8 @@
-"""Compare with the libraries of the field, each in its own environment.
+"""Compare with other libraries, each in its own environment.
 
     python experiments/parity/run.py WORK [--lightning-ir PYTHON] [--sentence-transformers PYTHON]
 
-Prints, for each library given, how far its losses, weights and scores are from ours.
+Prints the largest differences of losses, weights and scores for each library given.
 """
 
 import argparse
@@ -20,12 +20,12 @@ HERE = Path(__file__).parent
 
 
 def apart(ours_: list[float], theirs: list[float]) -> float:
-    """The largest difference."""
+    """Return the largest difference."""
     return max(abs(a - b) for a, b in zip(ours_, theirs, strict=True))
 
 
 def relative(ours_: list[float], theirs: list[float]) -> float:
-    """The largest difference relative to theirs."""
+    """Return the largest difference, relative to theirs."""
     return max(abs(a - b) / abs(b) for a, b in zip(ours_, theirs, strict=True))
 
 

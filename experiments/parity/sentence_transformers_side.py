@@ -1,4 +1,4 @@
-"""Runs in an environment with sentence-transformers: saves a CrossEncoder and scores with it.
+"""The sentence-transformers side: save a CrossEncoder and score. Runs in its environment.
 
     python sentence_transformers_side.py FOLDER
 

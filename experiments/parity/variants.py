@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from rankdistillm.metrics import evaluate_run
-from rankdistillm.qrels import read_qrels
-from rankdistillm.rerank import Reranker
-from rankdistillm.runs import Run
-from rankdistillm.texts import texts_of_run
+from rankdistillm.data.qrels import read_qrels
+from rankdistillm.data.runs import Run
+from rankdistillm.data.texts import texts_of_run
+from rankdistillm.evaluation.metrics import evaluate_run
+from rankdistillm.model.reranker import Reranker
 
 METRIC = "ndcg@10"
 VARIANTS = {

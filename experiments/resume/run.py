@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-SMALL = ["checkpoint.every=1", "validation.every=10", "data.test.run=null", "max_steps=60"]
+SMALL = ["state.every=1", "validation.every=10", "data.test.run=null", "max_steps=60"]
 
 
 def command(output: Path, overrides: Sequence[str]) -> list[str]:

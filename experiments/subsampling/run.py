@@ -15,8 +15,8 @@ import numpy as np
 
 from experiments.commands import train
 from experiments.trec_dl.run import DISTILL, FIRST_STAGES, figure, prepare, student, test
-from rankdistillm.plots import plot_amounts
-from rankdistillm.runs import RankedList, Run
+from rankdistillm.data.runs import RankedList, Run
+from rankdistillm.evaluation.plots import plot_amounts
 
 QUERIES, DEPTHS = (7, 14, 27, 54), (10, 20, 50, 100)
 STEPS = 68  # one epoch of the 270 lists, 4 a step

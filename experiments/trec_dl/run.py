@@ -16,10 +16,10 @@ import numpy as np
 
 from experiments.commands import rerank, train
 from experiments.trec_dl.warm_start import write_warm_start
-from rankdistillm.metrics import evaluate_run
-from rankdistillm.qrels import read_qrels
-from rankdistillm.runs import RankedList, Run
-from rankdistillm.texts import read_texts
+from rankdistillm.data.qrels import read_qrels
+from rankdistillm.data.runs import RankedList, Run
+from rankdistillm.data.texts import read_texts
+from rankdistillm.evaluation.metrics import evaluate_run
 
 FIRST_STAGES = ("bm25", "bm25-rm3", "splade-pp-ed", "tas-b", "openai-ada2")
 HELD_OUT = 60  # queries of the pre-fine-tuning data that choose the best step

@@ -16,8 +16,8 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 
-from rankdistillm.pretrained import locate, quiet_transformers
-from rankdistillm.runs import Run
+from rankdistillm.data.runs import Run
+from rankdistillm.model.formats.files import locate, quiet_transformers
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 SPANS = 3  # further queries for each query

@@ -2,53 +2,48 @@
 
     loss = ranknet_loss(scores, targets, mask=mask)
 
-`scores`, `targets` and `mask` are `[..., list_size]`, any leading dimensions; targets are higher is
-better; the mask is True for a real passage. Arithmetic is in float32, or in float64 if the scores
-are. Inside a list a loss averages over its pairs or passages; over lists it takes the `reduction`
-`"mean"`, `"sum"` or `"none"`. A list with nothing to compare costs zero and stays in the graph.
-Whatever stands at masked positions is ignored; a NaN target of a real passage makes the loss of its
-list NaN.
+`scores`, `targets` and `mask` are `[..., list_size]` with any leading dimensions. Targets are
+higher-is-better; the mask is True for a real passage. Arithmetic is in float32, or in float64 if
+the scores are. Inside a list, a loss averages over its pairs or passages; over lists, it takes the
+`reduction` `"mean"`, `"sum"` or `"none"`. A list with nothing to compare costs zero and stays in
+the graph. Values at masked positions are ignored; a NaN target of a real passage makes the loss of
+its list NaN.
 
-`LOSSES` has all of them by the name that a config uses, with what they consume; `RankingLoss` and
-`WeightedSum` are the same as modules. Read `lists.py` first: everything else stands on it.
+Every public function `NAME_loss` in a module of this package is a loss: it can be imported from
+here, and `LOSSES` maps its name to it. `@consumes` at the function says what the loss needs of the
+targets. `RankingLoss` and `WeightedSum` wrap losses as modules. Read `lists.py` first; everything
+else builds on it.
 """
+# ruff: noqa: F401, F403, F405
 
-from .approximate import adr_mse_loss, approx_mrr_loss, approx_ndcg_loss
-from .catalogue import LOSSES, Loss, consumed_by
-from .lambdas import lambda_loss
-from .listwise import (
-    info_nce_loss,
-    kl_loss,
-    listnet_loss,
-    pearson_loss,
-)
+import pkgutil
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .consumption import Consumes, consumed_by, consumes
 from .modules import RankingLoss, WeightedSum
-from .neural import neural_ndcg_loss
-from .pairwise import hinge_loss, margin_mse_loss, ranknet_loss, weighted_ranknet_loss
-from .plackett_luce import listmle_loss, p_listmle_loss
-from .pointwise import bce_loss, mse_loss
 
-__all__ = [
-    "LOSSES",
-    "Loss",
-    "RankingLoss",
-    "WeightedSum",
-    "adr_mse_loss",
-    "approx_mrr_loss",
-    "approx_ndcg_loss",
-    "bce_loss",
-    "consumed_by",
-    "hinge_loss",
-    "info_nce_loss",
-    "kl_loss",
-    "lambda_loss",
-    "listmle_loss",
-    "listnet_loss",
-    "margin_mse_loss",
-    "mse_loss",
-    "neural_ndcg_loss",
-    "p_listmle_loss",
-    "pearson_loss",
-    "ranknet_loss",
-    "weighted_ranknet_loss",
-]
+if TYPE_CHECKING:  # type checkers cannot follow the search below
+    from .approximate import *
+    from .lambdas import *
+    from .listwise import *
+    from .neural import *
+    from .pairwise import *
+    from .plackett_luce import *
+    from .pointwise import *
+
+
+def _find_losses() -> dict[str, Callable[..., Tensor]]:
+    found = {}
+    for info in pkgutil.iter_modules(__path__, f"{__name__}."):
+        for name, function in vars(import_module(info.name)).items():
+            if name.endswith("_loss") and name[0] != "_" and function.__module__ == info.name:
+                found[name.removesuffix("_loss")] = function
+    return found
+
+
+LOSSES = _find_losses()
+globals().update({f"{name}_loss": function for name, function in LOSSES.items()})

@@ -1,8 +1,8 @@
-"""Losses on approximate ranks: a rank counts the passages above, a sigmoid makes counting smooth.
+"""Losses on approximate ranks: a sum of sigmoids counts the passages above, smoothly.
 
 The approximation is that of Qin, Liu and Li, "A General Approximation Framework for Direct
 Optimization of Information Retrieval Measures", Information Retrieval 13, 2010. A low temperature
-makes the ranks exact and their gradients vanish.
+makes the ranks exact, but their gradients vanish.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .consumption import consumes
 from .gains import Gain, ideal_dcg, relative_gains
 from .lists import (
     Reduction,
@@ -26,12 +27,13 @@ from .lists import (
 
 
 def approx_ranks(scores: Tensor, mask: Tensor) -> Tensor:
-    """1 + the sum over the others j of sigmoid(s_j - s_i), `[..., n]`."""
+    """1 + the sum over the other passages j of sigmoid(s_j - s_i), `[..., n]`."""
     above = torch.sigmoid(-differences(scores))
-    # A passage counts itself half, at no gradient: hence a half is missing to one.
+    # The sum includes the passage itself as 0.5, without a gradient; so add 0.5, not 1.
     return 0.5 + torch.where(mask.unsqueeze(-2), above, 0).sum(-1)
 
 
+@consumes("order")
 def adr_mse_loss(
     scores: Tensor,
     targets: Tensor,
@@ -52,13 +54,14 @@ def adr_mse_loss(
     Schlatt et al., "Rank-DistiLLM: Closing the Effectiveness Gap Between Cross-Encoders and LLMs
     for Passage Re-Ranking", ECIR 2025.
 
-    Consumes *order*: ranks will do. Passages with tied targets are drawn to one rank, but a list
-    with nothing but ties says nothing and costs zero.
+    Consumes *order*: ranks are enough. Passages with tied targets are drawn to one rank; a list of
+    nothing but ties has no order and costs zero. Bounded: a passage that is far from its rank gets
+    next to no gradient.
 
     Args:
         scores: `[..., list_size]`.
         targets: `[..., list_size]`, higher is better.
-        mask: `[..., list_size]`, True = a real passage; all of them by default.
+        mask: `[..., list_size]`, True = a real passage; by default, all are.
         discount: the weight of a rank, see above.
         temperature: divides the scores.
         reduction: `"mean"` or `"sum"` over lists, or `"none"`.
@@ -83,6 +86,7 @@ def adr_mse_loss(
     return reduce_lists(values, lists.targets, reduction)
 
 
+@consumes("gain")
 def approx_ndcg_loss(
     scores: Tensor,
     targets: Tensor,
@@ -103,13 +107,14 @@ def approx_ndcg_loss(
     Retrieval Measures", Information Retrieval 13, 2010; Bruch et al., "Revisiting Approximate
     Metric Optimization in the Age of Deep Neural Networks", SIGIR 2019.
 
-    Consumes *gain*: graded relevance. On ranks the exponential gain makes all but the first few
-    passages worthless. A list whose gains are all equal costs zero.
+    Consumes *gain*: graded relevance. On ranks, the exponential gain makes all but the first few
+    passages worthless. A list whose gains are all equal costs zero. Bounded: a passage that is far
+    from its rank gets next to no gradient.
 
     Args:
         scores: `[..., list_size]`.
         targets: `[..., list_size]`, higher is better.
-        mask: `[..., list_size]`, True = a real passage; all of them by default.
+        mask: `[..., list_size]`, True = a real passage; by default, all are.
         gain: `"exp"` or `"linear"`.
         temperature: divides the scores.
         reduction: `"mean"` or `"sum"` over lists, or `"none"`.
@@ -127,6 +132,7 @@ def approx_ndcg_loss(
     return reduce_lists(zero_unless(has_order(gains, lists.mask), values), lists.targets, reduction)
 
 
+@consumes("gain")
 def approx_mrr_loss(
     scores: Tensor,
     targets: Tensor,
@@ -141,16 +147,17 @@ def approx_mrr_loss(
 
     with a as in `adr_mse_loss`.
 
-    The framework of Qin, Liu and Li (Information Retrieval 13, 2010), which treats NDCG and MAP,
+    The framework of Qin, Liu and Li (Information Retrieval 13, 2010), which covers NDCG and MAP,
     applied to the reciprocal rank.
 
-    Consumes *gain*: a target above zero is relevant, grades do not matter. On ranks every passage
-    would be relevant. A list of only relevant or only other passages costs zero.
+    Consumes *gain*: a target above zero is relevant, grades do not matter. On ranks, every passage
+    would be relevant. A list of only relevant or only other passages costs zero. Bounded: a passage
+    that is far from its rank gets next to no gradient.
 
     Args:
         scores: `[..., list_size]`.
         targets: `[..., list_size]`, higher is better.
-        mask: `[..., list_size]`, True = a real passage; all of them by default.
+        mask: `[..., list_size]`, True = a real passage; by default, all are.
         temperature: divides the scores.
         reduction: `"mean"` or `"sum"` over lists, or `"none"`.
 

@@ -1,4 +1,4 @@
-"""Gains and discounts of NDCG, for the losses that approximate it or weigh pairs by it."""
+"""Gains and discounts of NDCG, for losses that approximate it or weight pairs by it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Gain = Literal["exp", "linear"]
 
 
 def relative_gains(targets: Tensor, gain: Gain) -> Tensor:
-    """Gains of a list over 2^(its highest target), or over its highest target, `[..., n]`.
+    """Gains divided by 2^(highest target of the list), or by the highest target, `[..., n]`.
 
     `"exp"` is 2^target - 1, `"linear"` is the target itself. NDCG is a ratio, so the scale of a
-    list cancels out; this one keeps 2^target finite for any target. As in trec_eval a negative
-    target gains nothing. Zero at masked positions, where `prepare` has put a zero target.
+    list cancels out; this scale keeps 2^target finite for any target. As in trec_eval, a negative
+    target gains nothing. Masked positions gain zero, because `prepare` sets their targets to zero.
     """
     relevance = targets.clamp(min=0)
     highest = relevance.amax(-1, keepdim=True)
@@ -33,10 +33,7 @@ def rank_discounts(values: Tensor) -> Tensor:
 
 
 def ideal_dcg(gains: Tensor, k: int | None = None) -> Tensor:
-    """DCG of the best order, down to rank `k`, `[...]`; one where there is nothing to gain.
-
-    One and not zero, because everybody divides by it.
-    """
+    """DCG of the best order, down to rank `k`, `[...]`; one if it is zero, to divide by safely."""
     best = gains.sort(dim=-1, descending=True).values * rank_discounts(gains)
     dcg = best[..., :k].sum(-1)
     return torch.where(dcg > 0, dcg, 1)

@@ -1,4 +1,4 @@
-"""LambdaLoss: the logistic cost of a pair times what its order matters to a ranking metric."""
+"""LambdaLoss: the logistic cost of a pair, weighted by the effect of its order on a metric."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .consumption import consumes
 from .gains import Gain, ideal_dcg, relative_gains
 from .lists import Lists, Reduction, differences, has_order, ordered_pairs, prepare, reduce_lists
 from .pairwise import logistic_cost, mean_over_pairs
@@ -16,6 +17,7 @@ Weighting = Literal["ndcg1", "ndcg2", "ndcg2++", "lambdarank", "mrr"]
 WEIGHTINGS = ("ndcg1", "ndcg2", "ndcg2++", "lambdarank", "mrr", None)
 
 
+@consumes(lambda settings: "order" if settings["weighting"] is None else "gain")
 def lambda_loss(
     scores: Tensor,
     targets: Tensor,
@@ -35,7 +37,7 @@ def lambda_loss(
     with r the rank by the student's scores, G_i = (2^t_i - 1) / ideal DCG (t_i / ideal DCG for
     `gain="linear"`), D(r) = log2(1 + r), and w_ij, which gets no gradient, by `weighting`:
 
-    - `"ndcg1"`: G_i / D(r_i), and the mean is over all pairs i != j, whatever their targets.
+    - `"ndcg1"`: G_i / D(r_i), with the mean over all pairs i != j, whatever their targets.
     - `"ndcg2"`: delta_ij |G_i - G_j|, delta_ij = 1 / D(|r_i - r_j|) - 1 / D(|r_i - r_j| + 1).
     - `"lambdarank"`: rho_ij |G_i - G_j|, rho_ij = |1 / D(r_i) - 1 / D(r_j)|: the change of NDCG if
       the two swapped ranks.
@@ -43,23 +45,23 @@ def lambda_loss(
     - `"mrr"`: the change of reciprocal rank if the two swapped ranks, i relevant (t_i > 0), j not.
     - None: 1, i.e. `ranknet_loss`.
 
-    `k` keeps the pairs of which the student has one passage in its top k at least, and takes the
-    ideal DCG at k.
+    With `k`, only pairs with at least one passage in the student's top k count, and the ideal DCG
+    is that at k.
 
     Wang et al., "The LambdaLoss Framework for Ranking Metric Optimization", CIKM 2018; LambdaRank
     is Burges, Ragno and Le, "Learning to Rank with Nonsmooth Cost Functions", NIPS 2006, and its
     use for reciprocal rank Donmez, Svore and Burges, "On the Local Optimality of LambdaRank",
     SIGIR 2009. The paper sums over pairs and takes log2.
 
-    Consumes *gain*: graded relevance, negative targets counting as zero; see `approx_ndcg_loss`.
-    With `weighting=None` *order*.
+    Consumes *gain*: graded relevance, with negative targets counting as zero; see
+    `approx_ndcg_loss`. With `weighting=None`, it consumes *order*.
 
     Args:
         scores: `[..., list_size]`.
         targets: `[..., list_size]`, higher is better.
-        mask: `[..., list_size]`, True = a real passage; all of them by default.
+        mask: `[..., list_size]`, True = a real passage; by default, all are.
         weighting: the weight of a pair, see above.
-        k: the rank down to which the order matters; None for the whole list.
+        k: the last rank at which the order matters; None for the whole list.
         gain: `"exp"` or `"linear"`.
         mu: the share of delta in `"ndcg2++"`.
         temperature: divides the scores.
@@ -99,9 +101,9 @@ def lambda_loss(
 def student_ranks(lists: Lists) -> Tensor:
     """Ranks by the scores, `[..., n]`; tied scores are ranked the worst target first.
 
-    Any order would do for tied scores but must not depend on the order of the input; this one
+    The order of tied scores is free but must not depend on the order of the input; this one
     keeps the weight of a tied pair, and with it the gradient that separates the two. Passages
-    alike in both share their average rank.
+    with equal scores and equal targets share their average rank.
     """
     scores, targets, mask = lists
     with torch.no_grad():
@@ -125,8 +127,8 @@ def _ndcg_weights(gains: Tensor, ranks: Tensor, weighting: Weighting, mu: float)
     if weighting == "ndcg1":
         return (gains / torch.log2(1 + ranks)).unsqueeze(-1)
     rho = differences(1 / torch.log2(1 + ranks)).abs()
-    # Passages of different targets are a rank apart at least; the clamp is for a passage and
-    # itself, where the weight would be infinite.
+    # Passages with different targets are at least one rank apart. The clamp is for a passage paired
+    # with itself, whose weight would be infinite.
     distance = differences(ranks).abs().clamp(min=1)
     delta = 1 / torch.log2(1 + distance) - 1 / torch.log2(2 + distance)
     factor = {"lambdarank": rho, "ndcg2": delta, "ndcg2++": rho + mu * delta}[weighting]
@@ -136,7 +138,7 @@ def _ndcg_weights(gains: Tensor, ranks: Tensor, weighting: Weighting, mu: float)
 def _swap_in_reciprocal_rank(lists: Lists, ranks: Tensor) -> Tensor:
     """|change of reciprocal rank| when relevant passage i and other passage j swap ranks."""
     relevant = ranks.masked_fill(lists.targets <= 0, torch.inf)
-    # Two columns of infinity more: there may be no relevant passage, or no second one.
+    # Pad with two infinities: there may be no relevant passage, or only one.
     first, second = pad(relevant, (0, 2), value=torch.inf).sort(-1).values[..., :2].split(1, -1)
     rest = torch.where(ranks == first, second, first)
     swapped = torch.minimum(rest.unsqueeze(-1), ranks.unsqueeze(-2))

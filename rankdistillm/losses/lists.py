@@ -1,7 +1,7 @@
-"""What every loss shares: safe input, averages and ranks inside a list, reduction over lists.
+"""Helpers that all losses share: safe input, averages and ranks in a list, reduction over lists.
 
 Shapes in this package: `[...]` are the lists (any leading dimensions), `[..., n]` their passages,
-`[..., n, n]` their pairs, entry `[i, j]` being passage i against passage j.
+`[..., n, n]` their pairs, where entry `[i, j]` compares passage i with passage j.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Lists(NamedTuple):
 def prepare(
     scores: Tensor, targets: Tensor, mask: Tensor | None, *, temperature: float = 1.0
 ) -> Lists:
-    """Checks the input and makes it safe: float32 (float64 stays), zeros where there is no passage.
+    """Check the input and make it safe: float32 (float64 stays), zeros at masked positions.
 
-    The zeros go in before any arithmetic, so that whatever lies at a masked position (NaN and
-    infinity too) reaches neither the loss nor a gradient. Targets are constants: no gradient
-    flows to the teacher. Scores come back divided by `temperature`.
+    The zeros are set before any arithmetic, so that no value at a masked position, not even NaN or
+    infinity, reaches the loss or a gradient. Targets are constants: no gradient flows to the
+    teacher. The scores are divided by `temperature`.
 
     Raises:
         ValueError: shapes differ, the scores have no list dimension, the mask is not boolean or
@@ -55,7 +55,7 @@ def prepare(
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     if scores.shape[-1] == 0:
-        # One masked passage stands in for none: a maximum over nothing does not exist.
+        # Add one masked passage, because a maximum over nothing does not exist.
         scores, targets, mask = pad(scores, (0, 1)), pad(targets, (0, 1)), pad(mask, (0, 1))
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
     scores = scores.masked_fill(~mask, 0).to(dtype) / temperature
@@ -64,13 +64,13 @@ def prepare(
 
 
 def reduce_lists(values: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:
-    """One value per list `[...]` to the loss: `"mean"` over all lists, `"sum"`, or `"none"`.
+    """Reduce one value per list `[...]` to the loss: `"mean"` over all lists, `"sum"`, or `"none"`.
 
-    The mean counts lists with nothing to compare as well, so that a batch equals the mean of its
-    lists taken one at a time. `targets` `[..., n]` are those of `prepare`: a NaN among them makes
-    the value of its list NaN.
+    The mean includes lists with nothing to compare, so that a batch equals the mean of its lists
+    taken one at a time. `targets` `[..., n]` come from `prepare`; a NaN among them makes the value
+    of its list NaN.
     """
-    # NaN is neither above nor below anything: most losses would pass over such a passage.
+    # NaN is neither above nor below any number, so most losses would skip such a passage.
     unknown = targets.isnan().any(-1)
     values = values * torch.where(unknown, torch.nan, 1.0)
     if reduction == "none":
@@ -78,19 +78,19 @@ def reduce_lists(values: Tensor, targets: Tensor, reduction: Reduction) -> Tenso
     if reduction == "sum":
         return values.sum()
     if reduction == "mean":
-        # Not .mean(): no lists at all give zero, not NaN.
+        # .mean() would give NaN for no lists at all; this gives zero.
         return values.sum() / max(values.numel(), 1)
     raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
 
 
 def average(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` over the last axis where `mask` is True; zero where it never is."""
+    """Mean of `values` over the last axis where `mask` is True; zero if it never is."""
     total = torch.where(mask, values, 0).sum(-1)
     return total / mask.sum(-1).clamp(min=1)
 
 
 def centre(values: Tensor, mask: Tensor) -> Tensor:
-    """`values` less their mean, which gets no gradient; zero at masked positions.
+    """`values` minus their mean, which gets no gradient; zero at masked positions.
 
     For losses that do not depend on the offset of the scores, but whose rounding errors do.
     """
@@ -99,20 +99,20 @@ def centre(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def zero_unless(comparable: Tensor, values: Tensor) -> Tensor:
-    """`values` `[...]`, with a zero that stays in the graph where a list has nothing to compare."""
+    """`values` `[...]`, or a zero that stays in the graph for a list that is not `comparable`."""
     return torch.where(comparable, values, 0)
 
 
 def fill_masked(values: Tensor, mask: Tensor) -> Tensor:
     """`values` with the lowest finite number where `mask` is False, for softmax and logsumexp.
 
-    Not minus infinity: with no passage left its softmax and the gradient of it are NaN.
+    With minus infinity, the softmax of a list without passages and its gradient would be NaN.
     """
     return values.masked_fill(~mask, torch.finfo(values.dtype).min)
 
 
 def has_order(values: Tensor, mask: Tensor) -> Tensor:
-    """Whether a list `[...]` has two passages with different values, i.e. anything to order."""
+    """Whether a list has passages with different values, i.e. anything to order, `[...]`."""
     highest = values.masked_fill(~mask, -torch.inf).amax(-1)
     lowest = values.masked_fill(~mask, torch.inf).amin(-1)
     return highest > lowest
@@ -123,12 +123,12 @@ def average_ranks(values: Tensor, mask: Tensor) -> Tensor:
     rows, columns = values.unsqueeze(-1), values.unsqueeze(-2)
     above = (columns > rows) & mask.unsqueeze(-2)
     level = (columns == rows) & mask.unsqueeze(-2)
-    # A passage is level with itself, which makes up the missing half.
+    # A passage is level with itself, which adds the other half.
     return 0.5 + above.sum(-1).to(values.dtype) + 0.5 * level.sum(-1).to(values.dtype)
 
 
 def ordered_pairs(values: Tensor, mask: Tensor) -> Tensor:
-    """Pairs `[..., n, n]` of passages where the first has the higher value."""
+    """Whether the first passage of a pair has the higher value, `[..., n, n]`."""
     return (values.unsqueeze(-1) > values.unsqueeze(-2)) & mask.unsqueeze(-1) & mask.unsqueeze(-2)
 
 

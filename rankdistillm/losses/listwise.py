@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from .consumption import consumes
 from .lists import (
     Reduction,
     average,
@@ -24,12 +25,13 @@ def log_probabilities(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def teacher_log_probabilities(targets: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """The same of the targets, which have a temperature of their own."""
+    """`log_probabilities` of the targets, which have their own temperature."""
     if not temperature > 0:
         raise ValueError(f"target_temperature must be positive, got {temperature}")
     return log_probabilities(targets / temperature, mask)
 
 
+@consumes("gain")
 def info_nce_loss(
     scores: Tensor,
     targets: Tensor,
@@ -51,13 +53,13 @@ def info_nce_loss(
     arXiv 1807.03748, 2018; for re-rankers Gao, Dai and Callan, "Rethink Training of BERT Rerankers
     in Multi-Stage Retrieval Pipeline", ECIR 2021.
 
-    Consumes *gain*: a target above zero is relevant, grades do not matter. On ranks every passage
+    Consumes *gain*: a target above zero is relevant, grades do not matter. On ranks, every passage
     would be relevant. A list of only relevant or only other passages costs zero.
 
     Args:
         scores: `[..., list_size]`.
         targets: `[..., list_size]`, higher is better.
-        mask: `[..., list_size]`, True = a real passage; all of them by default.
+        mask: `[..., list_size]`, True = a real passage; by default, all are.
         temperature: divides the scores.
         reduction: `"mean"` or `"sum"` over lists, or `"none"`.
 
@@ -74,6 +76,7 @@ def info_nce_loss(
     return reduce_lists(average(-logsigmoid(scores - others), relevant), lists.targets, reduction)
 
 
+@consumes("score")
 def kl_loss(
     scores: Tensor,
     targets: Tensor,
@@ -92,13 +95,13 @@ def kl_loss(
     1951; for distillation Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural
     Network", arXiv 1503.02531, 2015.
 
-    Consumes *score*: p is meant to be the teacher's own distribution, which bare ranks do not
-    hold. Hence equal targets are a statement too, the uniform distribution, and are learnt.
+    Consumes *score*: p is the teacher's own distribution, which ranks alone do not contain. A list
+    of equal targets still counts: it teaches the uniform distribution.
 
     Args:
         scores: `[..., list_size]`.
         targets: `[..., list_size]`, higher is better.
-        mask: `[..., list_size]`, True = a real passage; all of them by default.
+        mask: `[..., list_size]`, True = a real passage; by default, all are.
         temperature: divides the scores.
         target_temperature: divides the targets.
         reduction: `"mean"` or `"sum"` over lists, or `"none"`.
@@ -112,10 +115,11 @@ def kl_loss(
     lists = prepare(scores, targets, mask, temperature=temperature)
     teacher = teacher_log_probabilities(lists.targets, lists.mask, target_temperature)
     student = log_probabilities(lists.scores, lists.mask)
-    # Masked positions are zero in both, whatever the exponential of zero is.
+    # At masked positions both logarithms are zero, so they add nothing.
     return reduce_lists((teacher.exp() * (teacher - student)).sum(-1), lists.targets, reduction)
 
 
+@consumes("order")
 def listnet_loss(
     scores: Tensor,
     targets: Tensor,
@@ -132,17 +136,17 @@ def listnet_loss(
 
     Cao et al., "Learning to Rank: From Pairwise Approach to Listwise Approach", ICML 2007.
 
-    Consumes *order*: the paper defines p for any ordinal targets, the assessors' grades in its
-    experiments, so ranks will do. p does depend on their spacing, not on their offset: on ranks it
+    Consumes *order*: the paper defines p for any ordinal targets, in its experiments the grades of
+    assessors, so ranks are enough. p depends on their spacing, but not on their offset: on ranks it
     falls by the factor e^(-1 / target_temperature) from one rank to the next, so that by default
     the first three ranks hold 95 % of it; a `target_temperature` of a few ranks spreads it. The
-    gradient is that of `kl_loss`, which is for targets that *are* a teacher's scores. A list whose
-    targets are all equal has no order and costs zero.
+    gradient equals that of `kl_loss`, which is for targets that *are* a teacher's scores. A list
+    whose targets are all equal has no order and costs zero.
 
     Args:
         scores: `[..., list_size]`.
         targets: `[..., list_size]`, higher is better.
-        mask: `[..., list_size]`, True = a real passage; all of them by default.
+        mask: `[..., list_size]`, True = a real passage; by default, all are.
         temperature: divides the scores.
         target_temperature: divides the targets.
         reduction: `"mean"` or `"sum"` over lists, or `"none"`.
@@ -161,6 +165,7 @@ def listnet_loss(
     return reduce_lists(values, lists.targets, reduction)
 
 
+@consumes("score")
 def pearson_loss(
     scores: Tensor,
     targets: Tensor,
@@ -175,14 +180,15 @@ def pearson_loss(
 
     Pearson's correlation coefficient (1895) taken as a loss; the form is lightning-ir's.
 
-    Consumes *score*: scale and offset do not matter (hence no temperature), the spacing does, and
-    ranks claim that all neighbours are equally far apart. Equal targets correlate with nothing
-    and cost zero; equal scores cost 1, with a gradient towards the targets.
+    Consumes *score*: the spacing of the targets matters, and ranks would claim that all neighbours
+    are equally far apart. No temperature: scale and offset do not matter. Equal targets correlate
+    with nothing and cost zero; equal scores cost 1, with a gradient towards the targets. Bounded: a
+    list in the opposite order gets next to no gradient.
 
     Args:
         scores: `[..., list_size]`.
         targets: `[..., list_size]`, higher is better.
-        mask: `[..., list_size]`, True = a real passage; all of them by default.
+        mask: `[..., list_size]`, True = a real passage; by default, all are.
         reduction: `"mean"` or `"sum"` over lists, or `"none"`.
 
     Returns:
@@ -200,10 +206,10 @@ def pearson_loss(
 
 
 def _unit_vector(values: Tensor, mask: Tensor) -> Tensor:
-    """Values less their mean, at length one; only centred (near zero) if they are all equal."""
-    # A gradient through the mean would add nothing: the centred values sum to zero.
+    """Values minus their mean, scaled to length one; only centred (near zero) if all are equal."""
+    # A gradient through the mean would add nothing, because the centred values sum to zero.
     centred = centre(values, mask)
     squares = centred.square().sum(-1, keepdim=True)
-    # The length of equal values is zero or a rounding error: dividing by either would explode.
+    # The length of equal values is zero or a rounding error; never divide by it.
     varied = has_order(values, mask).unsqueeze(-1) & (squares > 0)
     return centred / torch.where(varied, squares, 1).sqrt()

@@ -12,14 +12,14 @@ from .lists import Reduction
 
 
 class RankingLoss(nn.Module):
-    """A loss function with its settings, for those who keep their losses as modules.
+    """A loss function with its settings, as a module.
 
     Called like the function: scores, targets and mask are `[..., list_size]`.
 
     Args:
-        function: one of this package, or any other of its form, e.g. a `functools.partial`.
-        **kwargs: its settings; one that it does not have is a TypeError here, not at the first
-            step.
+        function: a loss of this package or any function with the same signature, e.g. a
+            `functools.partial`.
+        **kwargs: its settings; an unknown one raises a TypeError here, not at the first step.
 
     >>> import torch
     >>> from rankdistillm.losses import ranknet_loss
@@ -44,7 +44,7 @@ class RankingLoss(nn.Module):
         *,
         reduction: Reduction | None = None,
     ) -> Tensor:
-        """The loss; `reduction`, where given, goes before that of the settings."""
+        """The loss; `reduction`, if given, overrides that of the settings."""
         kwargs = self.kwargs if reduction is None else {**self.kwargs, "reduction": reduction}
         return self.function(scores, targets, mask=mask, **kwargs)
 
@@ -60,7 +60,7 @@ class WeightedSum(nn.Module):
 
     Args:
         losses: loss functions, partials of them, or modules.
-        weights: as many numbers; ones by default.
+        weights: one number per loss; ones by default.
 
     >>> import torch
     >>> from rankdistillm.losses import hinge_loss, ranknet_loss
@@ -91,7 +91,7 @@ class WeightedSum(nn.Module):
         *,
         reduction: Reduction = "mean",
     ) -> Tensor:
-        """The sum; every loss gets `reduction`, whatever its own settings say."""
+        """The sum; `reduction` overrides that of every loss."""
         values = [loss(scores, targets, mask=mask, reduction=reduction) for loss in self.losses]
         total = self.weights[0] * values[0]
         for weight, value in zip(self.weights[1:], values[1:], strict=True):

@@ -1,10 +1,11 @@
-"""Losses on a differentiable sort: a relaxed permutation matrix puts the gains into score order."""
+"""Losses on a differentiable sort: a relaxed permutation matrix sorts the gains by score."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from .consumption import consumes
 from .gains import Gain, ideal_dcg, rank_discounts, relative_gains
 from .lists import (
     Reduction,
@@ -19,10 +20,11 @@ from .lists import (
 
 
 def neural_sort(scores: Tensor, mask: Tensor, sinkhorn_iterations: int) -> Tensor:
-    """Relaxed permutation `[..., n, n]`: entry `[i, j]` is how far passage j stands at rank i + 1.
+    """Relaxed permutation `[..., n, n]`: entry `[i, j]` is the share of passage j at rank i + 1.
 
-    NeuralSort (Grover et al., ICLR 2019) makes the rows sum to one, Sinkhorn scaling the columns
-    too. A list of m passages uses m rows and the m columns of its passages; the rest is zero.
+    NeuralSort (Grover et al., ICLR 2019) makes the rows sum to one; Sinkhorn scaling does the same
+    for the columns. A list of m passages uses m rows and the m columns of its passages; the rest
+    is zero.
     """
     scores = centre(scores, mask)
     size = mask.sum(-1, keepdim=True)
@@ -32,8 +34,8 @@ def neural_sort(scores: Tensor, mask: Tensor, sinkhorn_iterations: int) -> Tenso
     logits = pull.unsqueeze(-1) * scores.unsqueeze(-2) - distances.unsqueeze(-2)
     used = (rank <= size).unsqueeze(-1) & mask.unsqueeze(-2)
     matrix = torch.where(used, fill_masked(logits, used).softmax(-1), 0)
-    # A fixed number of rounds: stopping when the batch has converged would make the value of a
-    # list depend on the lists beside it.
+    # A fixed number of rounds: stopping once the batch has converged would make the value of a list
+    # depend on the other lists.
     for _ in range(sinkhorn_iterations):
         matrix = _sum_to_one(_sum_to_one(matrix, -2), -1)
     return matrix
@@ -41,11 +43,12 @@ def neural_sort(scores: Tensor, mask: Tensor, sinkhorn_iterations: int) -> Tenso
 
 def _sum_to_one(matrix: Tensor, dim: int) -> Tensor:
     total = matrix.sum(dim, keepdim=True)
-    # Rows and columns out of use stay as they are. Dividing them by a tiny number would do so too,
+    # Unused rows and columns stay zero. Dividing them by a tiny number would keep them zero too,
     # but its gradient grows to infinity within a few rounds.
     return matrix / torch.where(total > 0, total, 1)
 
 
+@consumes("gain")
 def neural_ndcg_loss(
     scores: Tensor,
     targets: Tensor,
@@ -71,15 +74,15 @@ def neural_ndcg_loss(
     "Stochastic Optimization of Sorting Networks via Continuous Relaxations", ICLR 2019.
 
     Consumes *gain*: graded relevance; see `approx_ndcg_loss`. A list whose gains are all equal
-    costs zero.
+    costs zero. Bounded: a passage that is far from its rank gets next to no gradient.
 
     Args:
         scores: `[..., list_size]`.
         targets: `[..., list_size]`, higher is better.
-        mask: `[..., list_size]`, True = a real passage; all of them by default.
+        mask: `[..., list_size]`, True = a real passage; by default, all are.
         gain: `"exp"` or `"linear"`.
-        temperature: divides the scores; low values sort exactly, and give no gradient.
-        sinkhorn_iterations: rounds of scaling columns, then rows; 0 leaves NeuralSort as it is.
+        temperature: divides the scores; low values sort exactly but give no gradient.
+        sinkhorn_iterations: rounds of scaling columns, then rows; 0 is plain NeuralSort.
         reduction: `"mean"` or `"sum"` over lists, or `"none"`.
 
     Returns:
@@ -91,7 +94,7 @@ def neural_ndcg_loss(
     lists = prepare(scores, targets, mask, temperature=temperature)
     gains = relative_gains(lists.targets, gain)
     permutation = neural_sort(lists.scores, lists.mask, sinkhorn_iterations)
-    # Not a matrix product, which autocast would take in half precision.
+    # Autocast would compute a matrix product in half precision.
     in_order = (permutation * gains.unsqueeze(-2)).sum(-1)
     values = 1 - (in_order * rank_discounts(gains)).sum(-1) / ideal_dcg(gains)
     return reduce_lists(zero_unless(has_order(gains, lists.mask), values), lists.targets, reduction)

@@ -1,4 +1,4 @@
-"""Pairwise losses: the mean, over the pairs of a list, of a cost of their score difference."""
+"""Pairwise losses: the mean over the pairs of a list of a cost of their score difference."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
+from .consumption import consumes
 from .lists import (
     Reduction,
     average,
@@ -26,9 +27,9 @@ def mean_over_pairs(
     cost: Callable[[Tensor], Tensor],
     weights: Tensor | None = None,
 ) -> Tensor:
-    """The skeleton: mean of `weights * cost(scores[i] - scores[j])` over the True `pairs`.
+    """Mean of `weights * cost(scores[i] - scores[j])` over the True `pairs`.
 
-    Shapes: scores `[..., n]`; pairs, weights and what `cost` takes and gives `[..., n, n]`;
+    Shapes: scores `[..., n]`; pairs, weights, and the input and output of `cost` `[..., n, n]`;
     the result `[...]`, zero for a list without pairs.
     """
     costs = cost(differences(scores))
@@ -38,11 +39,12 @@ def mean_over_pairs(
 
 
 def logistic_cost(margins: Tensor) -> Tensor:
-    """-log sigmoid(margin), exact where the sigmoid itself has long become 0 or 1."""
-    # Not softplus: torch's is linear from 20 on, which is off by 2e-9.
+    """-log sigmoid(margin), exact even if the sigmoid itself rounds to 0 or 1."""
+    # torch's softplus is linear from 20 on, which is off by 2e-9.
     return -logsigmoid(margins)
 
 
+@consumes("order")
 def ranknet_loss(
     scores: Tensor,
     targets: Tensor,
@@ -57,17 +59,17 @@ def ranknet_loss(
 
     Burges et al., "Learning to Rank using Gradient Descent", ICML 2005.
 
-    Consumes *order*: ranks will do. Tied targets form no pair.
+    Consumes *order*: ranks are enough. Tied targets form no pair.
 
-    The mean is first over the pairs of a list, then over the lists. That equals the mean over all
-    pairs of the batch (as lightning-ir 0.0.6 takes it) when all lists have the same number of
-    pairs, e.g. full rankings of one length; with ties or lists of different lengths it does not,
-    because here each list counts the same. Its temperature multiplies: it is 1 / ours.
+    The mean is taken over the pairs of a list, then over the lists, so that each list counts the
+    same. It equals the mean over all pairs of the batch, which lightning-ir 0.0.6 takes, if all
+    lists have the same number of pairs, e.g. full rankings of one length; with ties or lists of
+    different lengths it does not. lightning-ir multiplies by its temperature, which is 1 / ours.
 
     Args:
         scores: `[..., list_size]`.
         targets: `[..., list_size]`, higher is better.
-        mask: `[..., list_size]`, True = a real passage; all of them by default.
+        mask: `[..., list_size]`, True = a real passage; by default, all are.
         temperature: divides the scores.
         reduction: `"mean"` or `"sum"` over lists, or `"none"`.
 
@@ -83,6 +85,7 @@ def ranknet_loss(
     return reduce_lists(values, lists.targets, reduction)
 
 
+@consumes("order")
 def weighted_ranknet_loss(
     scores: Tensor,
     targets: Tensor,
@@ -92,7 +95,7 @@ def weighted_ranknet_loss(
     temperature: float = 1.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Weighted RankNet: RankNet whose pairs weigh more the nearer the top the teacher put them.
+    """Weighted RankNet: RankNet whose pairs weigh more the higher the teacher ranked them.
 
         mean over {(i, j): t_i > t_j} of w_ij log(1 + exp(-(s_i - s_j) / temperature))
 
@@ -100,17 +103,17 @@ def weighted_ranknet_loss(
 
     - `"inverse_sum"`: 1 / (r_i + r_j), after Gangi Reddy et al., "FIRST: Faster Improved Listwise
       Reranking with Single Token Decoding", EMNLP 2024.
-    - `"reciprocal_difference"`: 1 / r_i - 1 / r_j, what swapping the two costs in reciprocal rank.
-      From practice, without a paper of its own: LambdaRank's idea with the teacher's ranks.
+    - `"reciprocal_difference"`: 1 / r_i - 1 / r_j, the change of reciprocal rank if the two are
+      swapped. It has no paper of its own: it is LambdaRank's idea with the teacher's ranks.
 
-    The weights are not normalised: the mean is over the number of pairs.
+    The weights are not normalised: the sum is divided by the number of pairs.
 
-    Consumes *order*: ranks will do.
+    Consumes *order*: ranks are enough.
 
     Args:
         scores: `[..., list_size]`.
         targets: `[..., list_size]`, higher is better.
-        mask: `[..., list_size]`, True = a real passage; all of them by default.
+        mask: `[..., list_size]`, True = a real passage; by default, all are.
         weighting: the weight of a pair, see above.
         temperature: divides the scores.
         reduction: `"mean"` or `"sum"` over lists, or `"none"`.
@@ -136,6 +139,7 @@ def weighted_ranknet_loss(
     return reduce_lists(values, lists.targets, reduction)
 
 
+@consumes("order")
 def hinge_loss(
     scores: Tensor,
     targets: Tensor,
@@ -144,20 +148,21 @@ def hinge_loss(
     margin: float = 1.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Hinge: what each pair in the targets' order lacks of a margin.
+    """Hinge: the amount by which each pair in the targets' order falls short of a margin.
 
         mean over {(i, j): t_i > t_j} of max(0, margin - (s_i - s_j))
 
     Herbrich, Graepel and Obermayer, "Large Margin Rank Boundaries for Ordinal Regression", 2000;
     Joachims, "Optimizing Search Engines using Clickthrough Data", KDD 2002.
 
-    Consumes *order*: ranks will do. Tied targets form no pair. No temperature: the margin is it.
+    Consumes *order*: ranks are enough. Tied targets form no pair. No temperature: the
+    margin takes its role.
 
     Args:
         scores: `[..., list_size]`.
         targets: `[..., list_size]`, higher is better.
-        mask: `[..., list_size]`, True = a real passage; all of them by default.
-        margin: the score difference from which on a pair costs nothing.
+        mask: `[..., list_size]`, True = a real passage; by default, all are.
+        margin: the smallest score difference at which a pair costs nothing.
         reduction: `"mean"` or `"sum"` over lists, or `"none"`.
 
     Returns:
@@ -172,6 +177,7 @@ def hinge_loss(
     return reduce_lists(values, lists.targets, reduction)
 
 
+@consumes(lambda settings: "score" if settings["margin"] == "targets" else "order")
 def margin_mse_loss(
     scores: Tensor,
     targets: Tensor,
@@ -191,13 +197,13 @@ def margin_mse_loss(
     here it is every pair that the targets order.
 
     Consumes *score* with `margin="targets"`, because the sizes of the differences are learnt, and
-    *order* with a number. No temperature: the targets set the scale. As for `ranknet_loss`, the
-    mean over all pairs of a batch (lightning-ir) is the same if all lists have as many pairs.
+    *order* with a number. No temperature: the targets set the scale. As with `ranknet_loss`, the
+    mean over all pairs of a batch (lightning-ir) is the same if all lists have equally many pairs.
 
     Args:
         scores: `[..., list_size]`.
         targets: `[..., list_size]`, higher is better.
-        mask: `[..., list_size]`, True = a real passage; all of them by default.
+        mask: `[..., list_size]`, True = a real passage; by default, all are.
         margin: `"targets"`, or one margin for all pairs.
         reduction: `"mean"` or `"sum"` over lists, or `"none"`.
 

@@ -1,4 +1,4 @@
-"""Pointwise losses: each passage for itself, averaged over the passages of a list."""
+"""Pointwise losses: a cost of each passage by itself, averaged over the passages of a list."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from .consumption import consumes
 from .lists import Reduction, average, prepare, reduce_lists
 
 
+@consumes("gain")
 def bce_loss(
     scores: Tensor,
     targets: Tensor,
@@ -25,13 +27,13 @@ def bce_loss(
     Pointwise classification as in Nogueira and Cho, "Passage Re-ranking with BERT", arXiv
     1901.04085, 2019.
 
-    Consumes *gain*: relevance, where any grade from 1 up is relevant, or a probability. On ranks
+    Consumes *gain*: relevance, where any grade from 1 up is relevant, or a probability. On ranks,
     every passage would be relevant. A list of one passage, or of equal targets, still counts.
 
     Args:
         scores: `[..., list_size]`.
         targets: `[..., list_size]`, higher is better; clamped to [0, 1].
-        mask: `[..., list_size]`, True = a real passage; all of them by default.
+        mask: `[..., list_size]`, True = a real passage; by default, all are.
         temperature: divides the scores.
         reduction: `"mean"` or `"sum"` over lists, or `"none"`.
 
@@ -47,6 +49,7 @@ def bce_loss(
     return reduce_lists(average(costs, lists.mask), lists.targets, reduction)
 
 
+@consumes("score")
 def mse_loss(
     scores: Tensor,
     targets: Tensor,
@@ -54,19 +57,19 @@ def mse_loss(
     mask: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Mean squared error: the student regresses to the teacher's scores themselves.
+    """Mean squared error: the student regresses to the teacher's scores.
 
         mean over i of (s_i - t_i)^2
 
     Least squares for ranking: Cossock and Zhang, "Subset Ranking Using Regression", COLT 2006.
 
-    Consumes *score*: the values are learnt as they are, scale and offset included; hence no
-    temperature. A list of one passage, or of equal targets, still counts.
+    Consumes *score*: the values themselves are learnt, with their scale and offset. No temperature:
+    it would change the scale. A list of one passage, or of equal targets, still counts.
 
     Args:
         scores: `[..., list_size]`.
         targets: `[..., list_size]`, higher is better.
-        mask: `[..., list_size]`, True = a real passage; all of them by default.
+        mask: `[..., list_size]`, True = a real passage; by default, all are.
         reduction: `"mean"` or `"sum"` over lists, or `"none"`.
 
     Returns:

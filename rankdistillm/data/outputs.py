@@ -1,0 +1,163 @@
+"""Write outputs safely: beside their final name, then renamed, and never over an input."""
+
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from filelock import FileLock, Timeout
+
+from rankdistillm.errors import InputError
+
+
+def to_disk(path: Path) -> None:
+    """Flush a file to disk, so that a power failure cannot leave its name without its content."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+# Errors of the disk itself: another file name on the same disk would not help.
+FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def unwritable(name: str | Path, error: OSError) -> InputError:
+    """The `InputError` for a file or folder that cannot be written."""
+    number = error.errno
+    # safetensors and tokenizers report the system's error number only in their message.
+    if number is None and (said := re.search(r"os error (\d+)", str(error))):
+        number = int(said[1])
+    if number in FULL:
+        return InputError(
+            f"{name}: the disk is full or its quota used up ({os.strerror(number)}); free some "
+            "space, then run the same command again"
+        )
+    return InputError(
+        f"{name}: cannot be written ({error.strerror or error}); choose another place"
+    )
+
+
+@contextmanager
+def writable_folder(folder: Path, wanted: str) -> Iterator[Path]:
+    """Create the folder if needed; remove it again if it is still empty after the ``with`` block.
+
+    Raises `InputError`, naming ``wanted``, if no file can be written there.
+    """
+    made: list[Path] = []
+    try:
+        made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
+            file.write(b"0")  # a full disk still takes empty files
+    except OSError as error:
+        _remove_empty(made)
+        raise unwritable(wanted, error) from error
+    try:
+        yield folder
+    finally:
+        _remove_empty(made)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    with suppress(OSError):  # not empty, or never created
+        for folder in folders:
+            folder.rmdir()
+
+
+def check_output(file: Path, wanted: str) -> None:
+    """Raises `InputError`, naming ``wanted``, if `replacing` could not write ``file``.
+
+    Call it before work that would be lost. It leaves nothing behind.
+    """
+    try:
+        if file.is_dir():
+            raise InputError(f"{wanted}: a folder; give the name of a file")
+        if file.exists() and not file.is_file():
+            raise InputError(f"{wanted}: a device or pipe; give the name of a file")
+        _beside(file).exists()  # its name may be too long
+    except OSError as error:
+        raise unwritable(wanted, error) from error
+    with writable_folder(file.parent, wanted):
+        pass
+
+
+def keep_apart(
+    outputs: Sequence[tuple[str, str | Path]], inputs: Iterable[tuple[str, str | Path]]
+) -> None:
+    """Raises `InputError` if writing an output would destroy an input or another output.
+
+    Each is a pair: what the user wrote, such as ``output=x``, and the path or id. Links are
+    followed, and a folder stands for everything in it.
+    """
+    read = list(inputs)
+    for i, (wanted, output) in enumerate(outputs):
+        for name, path in read:
+            if _holds(Path(output), Path(path)):
+                raise InputError(
+                    f"{wanted} would overwrite {name}, which is read; choose another name"
+                )
+        for name, path in outputs[:i]:
+            if _holds(Path(output), Path(path)) or _holds(Path(path), Path(output)):
+                raise InputError(f"{wanted} and {name} are one file; choose different names")
+
+
+def _holds(path: Path, other: Path) -> bool:
+    """Whether ``path`` is ``other`` or one of its parent folders, also through links."""
+    try:
+        found = other.resolve()
+        if path.resolve() in (found, *found.parents):
+            return True
+        if not path.exists():
+            return False
+        return any(path.samefile(part) for part in (found, *found.parents) if part.exists())
+    except (OSError, RuntimeError):  # a name too long, or a loop of links: no such file
+        return False
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Lock ``folder`` for this process; the system releases the lock when the process ends.
+
+    Raises `InputError` if another process holds it.
+    """
+    file = folder / ".rankdistillm.lock"
+    lock = FileLock(file, timeout=0)
+    try:
+        with suppress(NotImplementedError):  # a file system without locks
+            lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"{folder}: another training writes there; wait for its end, or choose another output"
+        ) from error
+    try:
+        yield folder
+    finally:
+        file.unlink(missing_ok=True)
+        lock.release()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``, and rename it to ``path`` on success.
+
+    On an error the temporary file is removed and ``path`` keeps its old content.
+    """
+    beside = _beside(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise FileExistsError("not a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        to_disk(beside)
+        os.replace(beside, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):  # the folder itself could not be created
+            beside.unlink(missing_ok=True)

@@ -1,0 +1,278 @@
+"""Tokenise each distinct text once, into flat token ids that are cached on disk.
+
+A cache entry is a folder ``KEY/`` with ``tokens.bin`` (the token ids of all texts end to end),
+``offsets.bin`` (int64, where each text starts and the last one ends) and ``meta.json`` (their
+checksums). KEY is a hash of the texts and of everything that decides how they are tokenised. The
+cache is in ``$RANKDISTILLM_CACHE``, else ``$XDG_CACHE_HOME/rankdistillm``, else
+``~/.cache/rankdistillm``; it may be deleted at any time.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from rankdistillm.errors import InputError
+from rankdistillm.progress import progress_bar
+
+log = logging.getLogger(__name__)
+
+# Part of the key: raise it when the files or the tokenising change.
+VERSION = 1
+
+# Enough texts for all cores; the tokeniser's output takes several times the memory of the ids.
+TEXTS_AT_ONCE = 1_000
+
+# Fewer texts than this are tokenised faster than the cache is read; they stay in memory.
+TEXTS_WORTH_CACHING = 2_000
+
+# Half of a UTF-16 pair: valid in JSON, impossible in UTF-8.
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class TokenisedTexts:
+    """Texts as token ids without special tokens, each cut to ``max_length`` tokens (None: not cut).
+
+    ``texts`` maps ids to texts; equal texts share their tokens. With ``retokenise``, each cut text
+    is decoded and tokenised again, as lightning-ir does. This changes the tokens if the decoded
+    text differs from the original: after a cut inside a word, or if decoding cleans up spaces
+    ("does n't" becomes "doesn't").
+    """
+
+    def __init__(
+        self,
+        texts: Mapping[str, str],
+        tokenizer: Any,
+        max_length: int | None,
+        *,
+        retokenise: bool = False,
+        description: str,
+    ) -> None:
+        row_of: dict[str, int] = {}
+        found = (row_of.setdefault(text, len(row_of)) for text in texts.values())
+        rows = np.fromiter(found, np.int32, len(texts))
+        job = _Job(list(row_of), tokenizer, max_length, retokenise, description)
+        # With millions of texts this dictionary is large; free it before the next one is made.
+        del row_of, found
+        in_memory = len(job.texts) < TEXTS_WORTH_CACHING
+        self._tokens, self._offsets = _tokenise(job) if in_memory else _from_cache(job)
+        self._rows = dict(zip(texts, rows.tolist(), strict=True))
+
+    def __getitem__(self, identifier: str) -> np.ndarray:
+        """The token ids of a text: uint16 if the vocabulary allows it, else int32."""
+        row = self._rows[identifier]
+        return self._tokens[self._offsets[row] : self._offsets[row + 1]]
+
+
+class _Job:
+    """Distinct texts and how to tokenise them."""
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        tokenizer: Any,
+        max_length: int | None,
+        retokenise: bool,
+        description: str,
+    ) -> None:
+        self.texts = texts
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.retokenise = retokenise and max_length is not None
+        self.description = description
+        self.dtype = _token_dtype(tokenizer)
+
+    def key(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        options = [VERSION, self.max_length, self.retokenise, _fingerprint(self.tokenizer)]
+        digest.update(json.dumps(options).encode())
+        for text in self.texts:
+            encoded = text.encode("utf-8", "surrogatepass")
+            digest.update(len(encoded).to_bytes(8, "little"))
+            digest.update(encoded)
+        return digest.hexdigest()
+
+    def batches(self) -> Iterator[list[list[int]]]:
+        """Yield the token ids of the texts in order, some texts at a time."""
+        with progress_bar(total=len(self.texts), desc=self.description, unit="text") as bar:
+            for start in range(0, len(self.texts), TEXTS_AT_ONCE):
+                texts = list(self.texts[start : start + TEXTS_AT_ONCE])
+                tokens = self._encode(texts, self.max_length)
+                if self.retokenise:
+                    tokens = self._encode(self.tokenizer.batch_decode(tokens), None)
+                yield tokens
+                bar.update(len(texts))
+
+    def _encode(self, texts: list[str], max_length: int | None) -> list[list[int]]:
+        try:
+            if self.tokenizer.is_fast:
+                return self._encode_fast(texts, max_length)
+            return self.tokenizer(
+                texts,
+                add_special_tokens=False,
+                truncation=max_length is not None,
+                max_length=max_length,
+                verbose=False,  # no warning about long texts: the pair is cut later
+            )["input_ids"]
+        except TypeError as error:
+            broken = next((text for text in texts if SURROGATE.search(text)), None)
+            if broken is None:
+                raise
+            raise InputError(
+                f"{self.description}: half a character, such as a cut emoji, in {broken[:60]!a}; "
+                "correct that text"
+            ) from error
+
+    def _encode_fast(self, texts: list[str], max_length: int | None) -> list[list[int]]:
+        """Like calling the tokeniser, but without computing unused offsets and masks."""
+        backend = self.tokenizer.backend_tokenizer
+        # Earlier calls through transformers may have changed these settings.
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
+        backend.no_truncation()
+        backend.no_padding()
+        encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
+        if max_length is None:
+            return [text.ids for text in encoded]
+        if self.tokenizer.truncation_side == "left":
+            return [text.ids[max(0, len(text.ids) - max_length) :] for text in encoded]
+        return [text.ids[:max_length] for text in encoded]
+
+
+@lru_cache(maxsize=8)  # building the vocabulary takes longer than tokenising a short list
+def _token_dtype(tokenizer: Any) -> np.dtype:
+    largest = max(tokenizer.get_vocab().values())
+    return np.dtype(np.uint16 if largest < 1 << 16 else np.int32)
+
+
+def _fingerprint(tokenizer: Any) -> str:
+    """Hash a tokeniser's behaviour, without the truncation and padding of its last call."""
+    if tokenizer.is_fast:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        content |= {"truncation": None, "padding": None}
+        content |= {
+            name: getattr(tokenizer, name, None)
+            for name in ("truncation_side", "split_special_tokens", "clean_up_tokenization_spaces")
+        }
+    else:
+        content = [type(tokenizer).__name__, tokenizer.get_vocab(), str(tokenizer.init_kwargs)]
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _flat(batch: list[list[int]], dtype: np.dtype) -> np.ndarray:
+    return np.fromiter(chain.from_iterable(batch), dtype, sum(map(len, batch)))
+
+
+def _tokenise(job: _Job) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens and offsets of all texts, in memory."""
+    lengths: list[int] = [0]
+    parts = [np.empty(0, job.dtype)]
+    for batch in job.batches():
+        lengths.extend(map(len, batch))
+        parts.append(_flat(batch, job.dtype))
+    return np.concatenate(parts), np.cumsum(lengths)
+
+
+# ---- the cache on disk
+
+
+def _from_cache(job: _Job) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens and offsets of all texts, memory-mapped; makes the entry if needed."""
+    try:
+        entry = _cache_folder() / job.key()
+        if not _is_intact(entry):
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(entry):
+                if not _is_intact(entry):  # another process may have made it meanwhile
+                    _write(entry, job)
+        return _read(entry, job.dtype)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        log.warning(
+            "the tokens cannot be cached (%s) and stay in memory; set RANKDISTILLM_CACHE to a "
+            "folder with more room",
+            error,
+        )
+        return _tokenise(job)
+
+
+def _cache_folder() -> Path:
+    own = os.environ.get("RANKDISTILLM_CACHE")
+    common = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(own) if own else Path(common) / "rankdistillm") / "tokens"
+
+
+@contextmanager
+def _locked(entry: Path) -> Iterator[None]:
+    """Let one process make the entry while others wait."""
+    lock = FileLock(entry.with_name(f"{entry.name}.lock"))
+    try:
+        lock.acquire(timeout=5)
+    except Timeout:
+        log.info("waiting for another process that tokenises the same texts")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write(entry: Path, job: _Job) -> None:
+    # A damaged entry, or what a killed process left.
+    for old in (entry, *entry.parent.glob(f".{entry.name}.*")):
+        shutil.rmtree(old, ignore_errors=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
+    try:
+        lengths = [0]
+        with open(beside / "tokens.bin", "wb") as file:
+            for batch in job.batches():
+                lengths.extend(map(len, batch))
+                file.write(_flat(batch, job.dtype).tobytes())
+        np.cumsum(lengths).astype(np.int64).tofile(beside / "offsets.bin")
+        (beside / "meta.json").write_text(json.dumps(_checksums(beside)))
+        os.replace(beside, entry)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _read(entry: Path, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    # Slicing a plain array takes a tenth of the time of slicing a memmap.
+    offsets = np.asarray(np.memmap(entry / "offsets.bin", np.int64, mode="r"))
+    if not offsets[-1]:  # an empty file cannot be mapped
+        return np.empty(0, dtype), offsets
+    return np.asarray(np.memmap(entry / "tokens.bin", dtype, mode="r")), offsets
+
+
+def _is_intact(entry: Path) -> bool:
+    if not entry.exists():
+        return False
+    try:
+        if json.loads((entry / "meta.json").read_text()) == _checksums(entry):
+            return True
+    except (OSError, ValueError):
+        pass
+    log.warning("%s: the cached tokens are damaged; tokenising again", entry)
+    return False
+
+
+def _checksums(entry: Path) -> dict[str, int]:
+    return {name: _crc32(entry / f"{name}.bin") for name in ("tokens", "offsets")}
+
+
+def _crc32(path: Path) -> int:
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum

@@ -1,0 +1,137 @@
+"""The output folder of a training: what it holds, and that no other files are lost in it."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from rankdistillm import distributed
+from rankdistillm.data.outputs import keep_apart, locked, to_disk, unwritable, writable_folder
+from rankdistillm.errors import InputError
+from rankdistillm.model.formats import lightning_ir
+
+# What a training writes into its output folder.
+FILES = (
+    "config.yaml", "metrics.jsonl", "before.run", "after.run", "validation.run", "wandb_run_id",
+    "summary.json",
+)  # fmt: skip
+FOLDERS = ("checkpoint", "state")
+
+# Deleted when a student is replaced: loading the new tokeniser would also read files of the
+# old one that it does not write itself.
+TOKENISER_FILES = {
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.txt", "vocab.json", "merges.txt", "spm.model", "spiece.model",
+    "sentencepiece.bpe.model", "chat_template.jinja",
+}  # fmt: skip
+
+
+@contextmanager
+def training_folder(output: Path, inputs: Iterable[tuple[str, str | Path]]) -> Iterator[Path]:
+    """Create the folder and lock it for this training inside the ``with`` block.
+
+    ``inputs`` are pairs (the user's name for it, path or id) of what the training reads. Raises
+    `InputError` if the training would overwrite one of them or files that no training wrote, if the
+    folder cannot be written, or if another training holds the lock.
+    """
+    name = f"output={output}"
+    keep_apart([(name, output / written) for written in (*FILES, *FOLDERS)], inputs)
+    check_ours(output)
+    with writable_folder(output, name), locked(output):
+        yield output
+
+
+def check_ours(output: Path) -> None:
+    """Raises `InputError` if a training in ``output`` would replace files of other origin.
+
+    The folder of a training is recognised by its config.yaml, a student by its config.json.
+    """
+    found = [name for name in (*FILES, *FOLDERS) if os.path.lexists(output / name)]
+    remedy = "choose another output, or move it elsewhere"
+    if found and not _is_config(output / "config.yaml"):
+        raise InputError(
+            f"{output / found[0]}: not written by a training (no training's config.yaml beside "
+            f"it); {remedy}"
+        )
+    for name in found:
+        if (output / name).is_dir() != (name in FOLDERS):
+            kind = "folder" if name in FOLDERS else "file"
+            raise InputError(f"{output / name}: not a {kind}, as a training writes it; {remedy}")
+    if "checkpoint" in found and not _is_student(output / "checkpoint/config.json"):
+        raise InputError(f"{output / 'checkpoint'}: not a student that a training wrote; {remedy}")
+
+
+def _is_config(file: Path) -> bool:
+    try:
+        config = OmegaConf.load(file)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        return False
+    return OmegaConf.is_dict(config) and {"stage", "queries_per_step", "loss"} <= set(config)
+
+
+def _is_student(file: Path) -> bool:
+    try:
+        config = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and (
+        "rankdistillm" in config or config.get("model_type") in lightning_ir.MODEL_TYPES
+    )
+
+
+def save_student(model: Any, folder: Path) -> None:
+    """Write the student as ``from_pretrained`` files; all processes can read them afterwards."""
+    if distributed.is_first():
+        with replacing_folder(folder) as beside:
+            model.save_pretrained(beside)
+    distributed.barrier()
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``folder``, and rename it to ``folder`` on success.
+
+    Until then ``folder`` keeps its old content; nothing half-written ever has its name. Files in
+    the old folder that the new one lacks are moved there, except those of a tokeniser.
+    """
+    beside = folder.with_name(f".{folder.name}.part")
+    old = folder.with_name(f".{folder.name}.old")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        for file in beside.rglob("*"):
+            if file.is_file():
+                to_disk(file)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
+        os.replace(beside, folder)
+        if old.exists():
+            _move_other_files(old, folder)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _move_other_files(old: Path, new: Path) -> None:
+    for path in old.iterdir():
+        if path.name not in TOKENISER_FILES and not (new / path.name).exists():
+            os.replace(path, new / path.name)
+
+
+def restore_folder(folder: Path) -> None:
+    """Undo a `replacing_folder` that was killed between its two renames."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)

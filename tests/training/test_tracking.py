@@ -1,0 +1,105 @@
+"""metrics.jsonl and the metrics of each step."""
+
+import json
+import math
+import time
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from rankdistillm.errors import InputError
+from rankdistillm.progress import progress_bar
+from rankdistillm.training.tracking import MAX_OVERFLOWS, StepMetrics, Tracker
+
+CONFIG = OmegaConf.create({"wandb": {"mode": "disabled"}})
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_infinity_is_null_in_the_metrics(tmp_path):
+    tracker = Tracker(tmp_path, CONFIG)
+    tracker.log(1, {"loss": 0.5, "grad_norm": math.inf})
+    tracker.close()
+    assert lines(tmp_path) == [{"step": 1, "loss": 0.5, "grad_norm": None}]
+
+
+def test_a_training_from_step_0_names_the_metrics_that_it_replaces(tmp_path, caplog):
+    file = tmp_path / "metrics.jsonl"
+    for times in range(2):
+        tracker = Tracker(tmp_path, CONFIG)
+        tracker.log(1, {"loss": 0.5 + times})
+        tracker.close()
+        assert len(caplog.messages) == times
+    assert f"{file}: replacing the metrics of an earlier training" in caplog.text
+    assert file.read_text() == '{"step": 1, "loss": 1.5}\n'
+
+
+def test_a_resumed_training_drops_later_lines_and_a_partial_one(tmp_path):
+    tracker = Tracker(tmp_path, CONFIG)
+    for step in range(1, 5):
+        tracker.log(step, {"loss": 0.5})
+    tracker.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "lo')
+    Tracker(tmp_path, CONFIG, step=2).close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+@pytest.fixture
+def log_step(tmp_path):
+    """``log_step(step, loss, grad_norm, is_fp16=…)``; the metrics of one training."""
+    tracker = Tracker(tmp_path, CONFIG)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.25)
+    metrics = {
+        is_fp16: StepMetrics(tracker, progress_bar(shown=False), is_fp16=is_fp16)
+        for is_fp16 in (True, False)
+    }
+
+    def log(step, loss=0.5, grad_norm=2.0, *, is_fp16=False, pause=0.0):
+        with metrics[is_fp16].paused():
+            time.sleep(pause)
+        metrics[is_fp16].log(
+            step, torch.tensor(loss), torch.tensor(grad_norm), optimizer, num_pairs=100
+        )
+
+    yield log
+    tracker.close()
+
+
+def test_a_step_logs_loss_learning_rate_gradient_norm_and_throughput(log_step, tmp_path):
+    log_step(1)
+    (line,) = lines(tmp_path)
+    assert line.pop("pairs_per_second") > 0
+    assert line == {"step": 1, "loss": 0.5, "learning_rate": 0.25, "grad_norm": 2.0}
+
+
+def test_a_pause_does_not_count_for_throughput(log_step, tmp_path):
+    log_step(1)
+    log_step(2, pause=1.0)  # with the pause: at most 100 pairs per second
+    assert lines(tmp_path)[-1]["pairs_per_second"] > 200
+
+
+@pytest.mark.parametrize(
+    ("loss", "grad_norm", "is_fp16"),
+    [(math.nan, 1.0, False), (math.inf, 1.0, True), (0.5, math.nan, False), (0.5, math.inf, False)],
+)
+def test_a_diverged_training_is_an_error(loss, grad_norm, is_fp16, log_step, tmp_path):
+    log_step(1, is_fp16=is_fp16)
+    with pytest.raises(InputError, match=r"^step 2: .* training diverged; lower the learning rate"):
+        log_step(2, loss, grad_norm, is_fp16=is_fp16)
+    assert len(lines(tmp_path)) == 1
+
+
+def test_fp16_gradients_may_overflow_but_not_in_50_steps_in_a_row(log_step):
+    step = 0
+    for _ in range(2):
+        for _ in range(MAX_OVERFLOWS - 1):
+            log_step(step := step + 1, grad_norm=math.inf, is_fp16=True)
+        log_step(step := step + 1, is_fp16=True)
+    for step in range(101, 150):
+        log_step(step, grad_norm=math.inf, is_fp16=True)
+    with pytest.raises(InputError, match=r"^step 150: no finite gradient in 50 steps; use prec"):
+        log_step(150, grad_norm=math.inf, is_fp16=True)
