@@ -128,6 +128,12 @@ class Columns:
             stops=self.stops[chosen],
         )
 
+    def truncate(self, depth: int | None) -> "Columns":
+        """The best ``depth`` passages of each list (None: all); the rows are shared."""
+        if depth is None:
+            return self
+        return replace(self, stops=np.minimum(self.stops, self.starts + depth))
+
     def rows(self) -> np.ndarray | slice:
         """The rows of all lists, one list after the other."""
         if len(self.starts) and np.array_equal(self.starts[1:], self.stops[:-1]):

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -226,9 +226,7 @@ class Run(Mapping[str, RankedList]):
         check_count("depth", depth, optional=True)
         if depth is None or not (self.lengths > depth).any():
             return self
-        columns = self._columns
-        stops = np.minimum(columns.stops, columns.starts + depth)
-        return self._with(replace(columns, stops=stops))
+        return self._with(self._columns.truncate(depth))
 
     def within(self, first_stage: "Run", depth: int | None) -> "Run":
         """Keep the passages that ``first_stage`` has in its top ``depth``, in this run's order.
@@ -238,39 +236,39 @@ class Run(Mapping[str, RankedList]):
         ``first_stage`` lacks or that keeps no passage: the two runs do not belong together.
         """
         check_count("depth", depth, optional=True)
-        columns, first = self._columns, first_stage._columns
-        code_of = {doc_id: code for code, doc_id in enumerate(columns.doc_ids)}
-        translated = np.array([code_of.get(d, -1) for d in first.doc_ids], dtype=np.int64)
-        # For each passage, the last list that had it in its top. The last entry collects passages
-        # that this run lacks.
-        seen_in = np.full(len(columns.doc_ids) + 1, -1)
-        kept = []
-        for i, query_id in enumerate(self):
+        for query_id in self:
             if query_id not in first_stage:
                 raise InputError(
-                    f"{self.where(query_id)}: query {query_id} is not in the first-stage run "
-                    f"{first_stage.source}; give the run that the teacher re-ranked"
+                    f"{self.where(query_id)}: query {quoted(query_id)} is not in the first-stage "
+                    f"run {first_stage.source}; give the run that the teacher re-ranked"
                 )
-            other = first_stage._index[query_id]
-            top = first.docs[first.starts[other] : first.stops[other]][:depth]
-            seen_in[translated[top]] = i
-            kept.append(seen_in[columns.docs[columns.starts[i] : columns.stops[i]]] == i)
+        columns = self._columns
+        indices = np.array([first_stage._index[query_id] for query_id in self], dtype=np.int64)
+        top = first_stage._columns.lists(indices).truncate(depth)
+        # Both dictionaries may be those of much larger runs.
+        own = Coded(columns.docs[columns.rows()], columns.doc_ids).compact()
+        theirs = Coded(top.docs[top.rows()], top.doc_ids).compact()
+        code_of = {doc_id: code for code, doc_id in enumerate(own.ids)}
+        translation = np.array([code_of.get(d, -1) for d in theirs.ids], dtype=np.int64)
+        # For each passage, the last list that had it in its top. The last entry collects passages
+        # that this run lacks.
+        seen_in = np.full(len(own.ids) + 1, -1)
+        kept = []
+        lists = np.split(own.codes, np.cumsum(columns.lengths)[:-1])
+        tops = np.split(translation[theirs.codes], np.cumsum(top.lengths)[:-1])
+        for i, (query_id, listed, wanted) in enumerate(zip(self, lists, tops, strict=False)):
+            seen_in[wanted] = i
+            kept.append(seen_in[listed] == i)
             if not kept[-1].any():
                 raise InputError(
-                    f"{self.where(query_id)}: no passage of query {query_id} is in the top {depth} "
-                    f"of {first_stage.source}; give the run that the teacher re-ranked"
+                    f"{self.where(query_id)}: no passage of query {quoted(query_id)} is in the top "
+                    f"{depth} of {first_stage.source}; give the run that the teacher re-ranked"
                 )
-        rows = np.arange(len(columns.docs))[columns.rows()][
-            np.concatenate([[], *kept]).astype(bool)
-        ]
-        return self._with(
-            Columns.from_lists(
-                columns.query_ids,
-                map(np.count_nonzero, kept),
-                Coded(columns.docs[rows], columns.doc_ids),
-                columns.scores[rows],
-            )
-        )
+        is_kept = np.concatenate([np.empty(0, dtype=bool), *kept])
+        lengths = [int(flags.sum()) for flags in kept]
+        docs = Coded(own.codes[is_kept], own.ids)
+        scores = columns.scores[columns.rows()][is_kept]
+        return self._with(Columns.from_lists(columns.query_ids, lengths, docs, scores))
 
     def sample_queries(self, num_queries: int | None, seed: int) -> "Run":
         """Keep ``num_queries`` queries, drawn without replacement (all for None).
