@@ -88,7 +88,8 @@ def evaluate_run(run: Run, qrels: Qrels, metrics: Sequence[str]) -> RunMetrics:
     if not parsed:
         raise InputError("no metrics to compute; give some, for example metrics=[ndcg@10,mrr@10]")
     check_overlap(run, qrels)
-    judged_results = [query_id for query_id in qrels if run.get(query_id)]
+    lengths = dict(zip(run, run.lengths.tolist(), strict=True))
+    judged_results = [query_id for query_id in qrels if lengths.get(query_id)]
     functions = _ranx_functions({name for name, _, _ in parsed.values()})
 
     from numba.core.errors import NumbaWarning
@@ -112,7 +113,7 @@ def evaluate_run(run: Run, qrels: Qrels, metrics: Sequence[str]) -> RunMetrics:
             per_query[metric].update(zip(judged_results, values.tolist(), strict=True))
     return RunMetrics(
         per_query,
-        without_results=tuple(query_id for query_id in qrels if not run.get(query_id)),
+        without_results=tuple(query_id for query_id in qrels if not lengths.get(query_id)),
         without_judgements=tuple(query_id for query_id in run if query_id not in qrels),
     )
 
