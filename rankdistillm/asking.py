@@ -1,0 +1,142 @@
+"""What the commands that ask a language model share: who is asked, how, and within which limits."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from rankdistillm.cli import CONFIGS
+from rankdistillm.data.outputs import check_output, keep_apart
+from rankdistillm.errors import InputError, quoted
+from rankdistillm.teachers.ask import AskOptions, Report
+from rankdistillm.teachers.budget import Budget, Prices
+from rankdistillm.teachers.store import AnswerStore
+
+# Names of options that would hold a secret; `key_variable` only names where one is.
+SECRET = re.compile(r"(api|access)[_-]?key|authorization|secret|password|credential|bearer", re.I)
+MOST_NAMED = 3
+
+
+def check_teacher(config: DictConfig) -> None:
+    """Raises `InputError` for an option of the teacher that is not set or holds a secret."""
+    if missing := sorted(OmegaConf.missing_keys(config.teacher)):
+        raise InputError(f"{missing[0]} is not set; add {missing[0]}=… to the command line")
+    for name, value in _leaves(OmegaConf.to_container(config.teacher)):
+        if SECRET.search(name):
+            raise InputError(
+                f"teacher.{name} looks like a secret; keys are read from the environment, from "
+                "the variable that teacher.key_variable names"
+            )
+        if name == "base_url" and isinstance(value, str):
+            address = urlsplit(value)
+            if address.username or address.password or address.query:
+                raise InputError(
+                    "teacher.base_url contains a user, password or query; give the address alone, "
+                    "and the key in the environment"
+                )
+
+
+def prompt_file(config: DictConfig) -> Path | None:
+    """The file of ``config.prompt``: a name in conf/prompts, or a path; None if there is none."""
+    if config.prompt is None:
+        return None
+    named = CONFIGS / "prompts" / f"{config.prompt}.jinja"
+    is_path = Path(config.prompt).suffix == ".jinja" or "/" in config.prompt
+    return Path(config.prompt) if is_path else named
+
+
+class Outputs:
+    """The files of a command with the output ``config.output``.
+
+    ``partial`` holds what is finished if something is missing, ``about`` the provenance. `about_of`
+    gives the name for either file.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.file = Path(config.output)
+        self.partial = self.file.with_name(f"partial.{self.file.name}")
+        self.store = Path(config.store or f"{self.file}.answers.sqlite")
+        self.given = f"output={self.file}"
+
+    @staticmethod
+    def about_of(file: Path) -> Path:
+        return Path(f"{file}.json")
+
+    def check(self, inputs: Iterator[tuple[str, str | Path]], *others: Path) -> None:
+        """Raises `InputError` if a file cannot be written, or is an input or another output."""
+        check_output(self.file, self.given)
+        check_output(self.store, f"store={self.store}")
+        files = [(self.given, self.file), (f"store={self.store}", self.store)]
+        files += [
+            (f"{file}, written with {self.given},", file)
+            for written in (self.file, self.partial)
+            for file in (self.about_of(written), *([] if written == self.file else [written]))
+        ]
+        files += [(f"{file}, written with {self.given},", file) for file in others]
+        for name, file in files[2:]:
+            check_output(file, name)
+        keep_apart(files, inputs)
+
+    def open_store(self, *, dry_run: bool) -> AnswerStore:
+        """The store of answers; a dry run makes no file."""
+        return AnswerStore(":memory:" if dry_run and not self.store.exists() else self.store)
+
+    def remove_partial(self) -> None:
+        """Remove what an earlier command left that could not finish."""
+        for file in (self.partial, self.about_of(self.partial)):
+            file.unlink(missing_ok=True)
+
+
+def files_of_teacher(config: DictConfig) -> Iterator[tuple[str, str | Path]]:
+    """Pairs (``name=value``, path) of what the teacher may read."""
+    if (prompt := prompt_file(config)) is not None:
+        yield f"prompt={config.prompt}", prompt
+    for name, value in _leaves(OmegaConf.to_container(config.teacher)):
+        if isinstance(value, str) and os.path.exists(value):
+            yield f"teacher.{name}={value}", value
+
+
+def make(config: DictConfig, name: str) -> Any:
+    """Instantiate the group ``name``. Raises `InputError` for what its options make impossible."""
+    try:
+        return instantiate(config[name], _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, InputError | OSError):
+            cause = cause.__cause__
+        raise InputError(f"{name}: {cause}") from error
+
+
+def budget_of(config: DictConfig) -> Budget:
+    prices = Prices(config.prices.input, config.prices.output)
+    limits = config.budget
+    return Budget(requests=limits.requests, tokens=limits.tokens, money=limits.money, prices=prices)
+
+
+def ask_options(config: DictConfig) -> AskOptions:
+    return AskOptions(**{str(name): value for name, value in config.ask.items()})
+
+
+def missing(report: Report, total: int, what: str) -> str:
+    """A line that names what is missing, and why."""
+    reasons = [f"{quoted(i)} ({why})" for i, why in list(report.failed.items())[:MOST_NAMED]]
+    more = ", …" if len(report.failed) > MOST_NAMED else ""
+    return f"{len(report.failed)} of {total} {what}: {', '.join(reasons)}{more}"
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of all options below ``tree``."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _leaves(value, prefix)
+    else:
+        yield prefix, tree

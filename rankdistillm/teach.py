@@ -1,0 +1,189 @@
+"""Rank a first-stage run by a teacher: ``python -m rankdistillm.teach``."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rankdistillm.asking import (
+    Outputs,
+    ask_options,
+    budget_of,
+    check_teacher,
+    files_of_teacher,
+    make,
+    missing,
+    prompt_file,
+)
+from rankdistillm.cli import run_command
+from rankdistillm.data.qrels import Qrels, check_overlap, read_qrels
+from rankdistillm.data.runs import Run
+from rankdistillm.data.texts import texts_of_run
+from rankdistillm.errors import InputError
+from rankdistillm.evaluation.agreement import agreement
+from rankdistillm.evaluation.metrics import evaluate_run, prepare_metrics
+from rankdistillm.evaluation.report import format_table
+from rankdistillm.options import ASKED, TEACH, check_options, files_read
+from rankdistillm.teachers.ask import Report, rank_all, rehearse
+from rankdistillm.teachers.backends import Backend, RecordedTeacher, ScoringBackend
+from rankdistillm.teachers.prompts import Prompt
+from rankdistillm.teachers.provenance import write_provenance
+from rankdistillm.teachers.rankings import Ranking
+from rankdistillm.teachers.summary import rehearsal, summary
+
+log = logging.getLogger(__name__)
+
+METRIC = "ndcg@10"
+
+
+def teach(config: DictConfig) -> None:
+    """Let a teacher rank ``config.run`` and write its run to ``config.output``.
+
+    The options are those of conf/teach.yaml.
+
+    Raises `InputError` if queries have no ranking at the end; those of the others are then in a
+    file whose name says that it is partial.
+    """
+    for name in ("run", "output"):
+        if config.get(name, "") is None:
+            raise InputError(f"{name} is not set; add {name}=FILE to the command line")
+    check_options(config, TEACH)
+    check_teacher(config)
+    budget_of(config)
+    outputs = Outputs(config)
+    outputs.check(iter([*files_read(config, ASKED), *files_of_teacher(config)]))
+    make_ranking = make(config, "ranking")
+    try:
+        make_ranking([])
+    except (InputError, TypeError) as error:
+        raise InputError(f"ranking: {error}") from error
+    prompt = None if (file := prompt_file(config)) is None else Prompt.load(file)
+    # The teacher may need the prompt as well.
+    config.prompt = None if file is None else str(file)
+
+    candidates = Run.read(config.run).truncate(config.depth)
+    candidates.check_writable(outputs.file)
+    queries, docs = texts_of_run(candidates, config.data.queries, config.data.docs)
+    qrels = _judgements(config.qrels, candidates)
+    teacher = make(config, "teacher")
+    if not isinstance(teacher, Backend | ScoringBackend | RecordedTeacher):
+        raise InputError(f"teacher: {config.teacher._target_} makes no teacher; give one that does")
+    log.info("%s: %d queries, ranked by %s", config.run, len(candidates), teacher.name)
+    ranked, report = _rank(
+        config, teacher, prompt, outputs, queries, candidates, docs, make_ranking
+    )
+    if ranked is None:
+        print(rehearsal(report))
+        return
+    method = {
+        "teacher": OmegaConf.to_container(config.teacher, resolve=True),
+        "model": teacher.name,
+        "ranking": OmegaConf.to_container(config.ranking),
+        "prompt": None if prompt is None else {"file": str(file), "sha256": prompt.digest()},
+        "ask": OmegaConf.to_container(config.ask),
+    }
+    file = outputs.partial if report.failed else outputs.file
+    if len(ranked):
+        ranked.write(file, tag="teacher")
+        _write_provenance(config, outputs.about_of(file), method, candidates, ranked, report)
+        log.info("wrote %s", file)
+        _print_closing(report, ranked, candidates, qrels)
+    if report.failed:
+        rest = f"the others are in {file}; " if len(ranked) else ""
+        raise InputError(
+            f"{missing(report, len(candidates), 'queries have no ranking')}; {rest}run the same "
+            "command again for the missing ones: no answer is asked for twice"
+        )
+    outputs.remove_partial()
+
+
+def _rank(
+    config: DictConfig,
+    teacher: Backend | ScoringBackend | RecordedTeacher,
+    prompt: Prompt | None,
+    outputs: Outputs,
+    queries: Mapping[str, str],
+    candidates: Run,
+    docs: Mapping[str, str],
+    make_ranking: Callable[[Sequence[str]], Ranking],
+) -> tuple[Run | None, Report]:
+    """The teacher's run and a report; no run for a dry run."""
+    if isinstance(teacher, RecordedTeacher):
+        started = perf_counter()
+        ranked, repairs = teacher.rank(candidates, docs, make_ranking)
+        lacking = {q: "the teacher does not know it" for q in candidates if q not in ranked}
+        seconds = perf_counter() - started
+        report = Report(repairs=repairs, failed=lacking, seconds=seconds)
+        return (None if config.dry_run else ranked), report
+    if isinstance(teacher, Backend) and prompt is None:
+        raise InputError("prompt is not set; add prompt=NAME to the command line")
+
+    asked: Backend | ScoringBackend = teacher
+
+    async def ask() -> tuple[Run | None, Report]:
+        given = (queries, candidates, docs, make_ranking, prompt, asked)
+        shared: dict[str, Any] = {"budget": budget_of(config), "options": ask_options(config)}
+        try:
+            with outputs.open_store(dry_run=config.dry_run) as store:
+                shared["store"] = store
+                if config.dry_run:
+                    tokens = config.answer_tokens
+                    return None, await rehearse(*given, answer_tokens=tokens, **shared)
+                return await rank_all(*given, concurrency=config.concurrency, **shared)
+        finally:
+            if isinstance(asked, Backend):
+                await asked.close()
+
+    return asyncio.run(ask())
+
+
+def _judgements(source: str | None, candidates: Run) -> Qrels | None:
+    """Read them before anything is asked, so that a failure costs nothing."""
+    if source is None:
+        return None
+    qrels = read_qrels(source)
+    check_overlap(candidates, qrels)
+    prepare_metrics([METRIC])
+    return qrels
+
+
+def _write_provenance(
+    config: DictConfig,
+    about: Path,
+    method: Mapping[str, Any],
+    candidates: Run,
+    ranked: Run,
+    report: Report,
+) -> None:
+    data = {
+        "run": config.run,
+        "depth": config.depth,
+        "docs": config.data.docs,
+        "queries": config.data.queries,
+        "candidates": {"queries": len(candidates), "digest": candidates.digest()},
+        "ranked": {"queries": len(ranked), "digest": ranked.digest()},
+    }
+    write_provenance(about, method=method, data=data, report=report)
+
+
+def _print_closing(report: Report, ranked: Run, candidates: Run, qrels: Qrels | None) -> None:
+    comparable = any(length > 1 for length in ranked.lengths)
+    print(summary(report, agreement(ranked, candidates) if comparable else None))
+    if qrels is not None and any(query_id in qrels for query_id in ranked):
+        runs = {"first stage": candidates.select(ranked), "teacher": ranked}
+        judged = {query_id: qrels[query_id] for query_id in ranked if query_id in qrels}
+        measured = {name: evaluate_run(run, judged, [METRIC]) for name, run in runs.items()}
+        print(format_table(measured, [METRIC]))
+
+
+def main() -> None:
+    """Entry point of ``python -m rankdistillm.teach``."""
+    run_command(teach, "teach")
+
+
+if __name__ == "__main__":
+    main()

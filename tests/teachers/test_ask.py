@@ -1,0 +1,525 @@
+"""All queries side by side: troubles end a query, answers are kept, limits stop cleanly."""
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from rankdistillm.data.runs import Run
+from rankdistillm.errors import InputError
+from rankdistillm.teachers.ask import AskOptions, rank_all, rehearse
+from rankdistillm.teachers.backends import (
+    Backend,
+    Completion,
+    ContextTooLong,
+    QueryFailed,
+    ScoringBackend,
+)
+from rankdistillm.teachers.budget import Budget, Prices, Usage
+from rankdistillm.teachers.rankings import pointwise, setwise, sliding_window
+from rankdistillm.teachers.store import AnswerStore
+from tests.endpoint import (
+    CALLS,
+    ORDER,
+    PASSAGE,
+    Reply,
+    ask_endpoint,
+    error,
+    oracle,
+    prompt_of,
+    serving,
+    task,
+    troubled,
+    windows,
+)
+
+SCORE = '{% set answer = "score" %}{{ query }} {{ passages[0] }}'
+LETTERS = '{% set answer = "letters" %}' + ORDER
+BEST = '{% set answer = "best" %}' + ORDER
+
+
+def by_relevance(doc_ids, docs):
+    return sorted(doc_ids, key=lambda doc_id: -int(docs[doc_id].split()[1]))
+
+
+class Model:
+    """Answers as `answer` does; counts its questions, and how many are under way at once."""
+
+    name = "model"
+
+    def __init__(self, answer=None, options=None):
+        self.answer = answer or (lambda text: Completion(oracle_text(text), 100, 10))
+        self.options = options or {}
+        self.asked = Counter()
+        self.sent = []
+        self.under_way = self.most = 0
+
+    async def complete(self, messages, *, max_tokens, temperature, top_logprobs=None):
+        text = messages[-1]["content"]
+        self.asked[text] += 1
+        self.sent.append((max_tokens, temperature, top_logprobs))
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        await asyncio.sleep(0)
+        self.under_way -= 1
+        return self.answer(text)
+
+    async def close(self):
+        pass
+
+
+class Scorer:
+    """Scores a passage by its relevance."""
+
+    name = "scorer"
+    options = {"length": 5}  # noqa: RUF012
+
+    def __init__(self, longest=10**6):
+        self.longest = longest
+        self.calls = []
+
+    def score(self, query, passages):
+        self.calls.append(len(passages))
+        if max(map(len, passages)) > self.longest:
+            raise ContextTooLong("too long")
+        return [float(passage.split()[1]) / 8 for passage in passages]
+
+
+def oracle_text(text):
+    return oracle(text).body["choices"][0]["message"]["content"]
+
+
+def ask(tmp_path, given, backend, *, ranking=windows, source=ORDER, store="answers", **options):
+    prompt = None if isinstance(backend, Scorer) else prompt_of(tmp_path, source)
+    with AnswerStore(tmp_path / store) as answers:
+        return asyncio.run(
+            rank_all(*given, ranking, prompt, backend, store=answers, progress=False, **options)
+        )
+
+
+def orders(run):
+    return {query_id: run[query_id].doc_ids for query_id in run}
+
+
+def test_an_oracle_brings_the_best_to_the_top(tmp_path):
+    given = queries, candidates, docs = task(7)
+    model = Model()
+    assert isinstance(model, Backend)
+    ranked, report = ask(tmp_path, given, model, concurrency=3)
+    assert list(ranked) == list(queries)
+    for query_id in queries:
+        expected = by_relevance(candidates[query_id].doc_ids, docs)
+        assert list(ranked[query_id].doc_ids[:5]) == expected[:5]
+        assert sorted(ranked[query_id].doc_ids) == sorted(expected)
+    assert report.calls == model.asked.total() == 7 * CALLS
+    assert report.asked == Usage(7 * CALLS, 100 * 7 * CALLS, 10 * 7 * CALLS)
+    assert (report.cache_hits, report.failed, report.stopped) == (0, {}, None)
+    assert report.cost is report.total_cost is None
+    assert not report.repairs
+    assert report.seconds > 0
+    assert model.most <= 3
+    assert set(model.sent) == {(200, 0.0, None)}
+
+
+def test_a_second_time_nothing_is_asked_and_the_result_is_the_same(tmp_path):
+    given = task()
+    prices = Prices(1.0, 2.0)
+    first, told = ask(tmp_path, given, Model(), budget=Budget(prices=prices))
+    model = Model()
+    second, report = ask(tmp_path, given, model, budget=Budget(prices=prices))
+    assert orders(first) == orders(second)
+    assert not model.asked
+    assert (report.calls, report.stored) == (0, told.asked)
+    assert report.cost == 0.0
+    assert report.total_cost == told.cost == pytest.approx(4 * CALLS * 120 / 1e6)
+
+
+@pytest.mark.parametrize(
+    "change", ["prompt", "temperature", "words", "options", "override", "model", "query"]
+)
+def test_whatever_changes_asks_anew(tmp_path, change):
+    given = queries, candidates, docs = task(2, filler="and more words than one")
+    ask(tmp_path, given, Model())
+    # The backend's own option wins over that of the same name, in the request and in the key.
+    model = Model(options={"options": {"seed": 1}, "override": {"temperature": 1.0}}.get(change))
+    if change == "model":
+        model.name = "other"
+    if change == "query":
+        queries = {query_id: f"{text}?" for query_id, text in queries.items()}
+    options = {"temperature": {"temperature": 0.5}, "words": {"words": 3}}.get(change, {})
+    source = f"{ORDER}Please." if change == "prompt" else ORDER
+    given = queries, candidates, docs
+    _, report = ask(tmp_path, given, model, source=source, options=AskOptions(**options))
+    assert (report.calls, report.cache_hits) == (2 * CALLS, 0)
+
+
+def test_an_answer_that_is_needed_again_counts_once(tmp_path):
+    def passes(doc_ids):
+        return sliding_window(doc_ids, passes=3)  # the third asks what the second did
+
+    for calls in (2, 0):
+        model = Model()
+        _, report = ask(tmp_path, task(1, 8), model, ranking=passes)
+        assert (model.asked.total(), report.calls, report.cache_hits) == (calls, calls, 2 - calls)
+
+
+def test_lists_of_no_passage_one_passage_and_no_queries(tmp_path):
+    candidates = Run.from_scores({"q1": {"d": 1.0}, "q0": {}})
+    ranked, report = ask(tmp_path, ({"q1": "x", "q0": "y"}, candidates, {"d": "text"}), Model())
+    assert orders(ranked) == {"q1": ("d",), "q0": ()}
+    assert report.calls == 0
+    ranked, report = ask(tmp_path, ({}, Run({}), {}), Model())
+    assert len(ranked) == report.calls == 0
+
+
+def test_repairs_are_counted_also_in_stored_answers(tmp_path):
+    given = task(4, 8)
+    bad = {"query 1": "", "query 2": "I would rather not.", "query 3": "[2] > [2]"}
+    for calls in (4, 0):
+        model = Model(lambda text: Completion(bad.get(text.split("\n")[0], oracle_text(text))))
+        ranked, report = ask(tmp_path, given, model, ranking=sliding_window)
+        assert report.calls == calls
+        assert report.repairs == {"empty": 1, "refusal": 1, "repetition": 1, "missing": 1}
+        assert ranked["q1"].doc_ids == given[1]["q1"].doc_ids
+
+
+def test_a_query_that_fails_ends_alone(tmp_path):
+    def answer(text):
+        if text.startswith("query 2\n"):
+            raise QueryFailed("the endpoint answers 401: no")
+        return Completion(oracle_text(text))
+
+    given = task(5)
+    ranked, report = ask(tmp_path, given, Model(answer))
+    assert list(ranked) == ["q0", "q1", "q3", "q4"]
+    assert report.failed == {"q2": "the endpoint answers 401: no"}
+    assert report.stopped is None
+    again, report = ask(tmp_path, given, Model())
+    assert (report.calls, report.cache_hits) == (CALLS, 4 * CALLS)
+    assert list(again) == [f"q{i}" for i in range(5)]
+
+
+def test_a_query_that_failed_asks_no_more_of_its_questions(tmp_path):
+    def answer(_):
+        raise QueryFailed("the endpoint answers 401: no")
+
+    model = Model(answer)
+    _, report = ask(tmp_path, task(3), model, source=SCORE, ranking=pointwise, concurrency=2)
+    assert len(report.failed) == 3
+    assert model.asked.total() <= 3 * 2  # of 75
+
+
+def test_a_teacher_that_never_answers_is_given_up(tmp_path):
+    def answer(_):
+        raise QueryFailed("cannot be reached")
+
+    model = Model(answer)
+    ranked, report = ask(tmp_path, task(100), model, concurrency=2)
+    assert len(ranked) == 0
+    assert len(report.failed) == 100
+    assert report.stopped == "20 queries in a row failed: cannot be reached"
+    assert model.asked.total() <= 22
+
+
+def test_errors_of_the_program_are_not_answers(tmp_path):
+    def answer(_):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        ask(tmp_path, task(3), Model(answer))
+
+
+@pytest.mark.parametrize("limit", [{"requests": 10}, {"tokens": 1100}, {"money": 0.0011}])
+def test_a_limit_stops_and_the_same_command_goes_on(tmp_path, limit):
+    given = task(6)
+    whole, _ = ask(tmp_path, given, Model(), store="whole")
+    total, rounds = 0, 0
+    while True:
+        budget = Budget(**limit, prices=Prices(1.0, 1.0))
+        ranked, report = ask(tmp_path, given, Model(), budget=budget, concurrency=1)
+        total, rounds = total + report.calls, rounds + 1
+        if report.stopped is None:
+            break
+        assert report.calls == 10
+        assert report.stopped.startswith("the limit of")
+        assert set(report.failed) | set(ranked) == set(given[0])
+        assert all(reason.startswith("not asked: the limit") for reason in report.failed.values())
+    assert (total, rounds) == (6 * CALLS, 3)
+    assert orders(ranked) == orders(whole)
+
+
+def test_a_spent_budget_still_takes_what_is_stored(tmp_path):
+    queries, candidates, docs = task(6)
+    last = candidates.select(["q5"])
+    ask(tmp_path, (queries, last, docs), Model())
+    ranked, report = ask(
+        tmp_path, (queries, candidates, docs), Model(), budget=Budget(requests=1), concurrency=1
+    )
+    assert list(ranked) == ["q5"]
+    assert len(report.failed) == 5
+
+
+def test_passages_are_cut_until_the_question_fits(tmp_path, caplog):
+    given = queries, _, docs = task(3, filler="long " * 100)
+
+    def answer(text):
+        if len(text) > 1500 and not text.startswith("query 1\n"):
+            raise ContextTooLong("1501 characters exceed 1500")
+        return Completion(oracle_text(text))
+
+    ranked, report = ask(tmp_path, given, Model(answer), options=AskOptions(words=1000))
+    assert list(ranked) == list(queries)
+    assert report.shortened == 2 * CALLS
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(said) == 2
+    assert all(f"{CALLS} questions exceed the model's context" in line for line in said)
+    best = by_relevance(docs, docs)[0]
+    assert ranked[best.split("_")[0]].doc_ids[0] == best
+
+    model = Model(answer)
+    again, report = ask(tmp_path, given, model, options=AskOptions(words=1000))
+    assert orders(again) == orders(ranked)
+    assert (model.asked.total(), report.shortened) == (0, 2 * CALLS)
+
+
+@pytest.mark.parametrize("text", ["word " * 300, "潮汐" * 300, "x" * 2000])
+def test_every_script_is_cut_down_to_a_few_characters(text):
+    lengths = [max(map(len, cut)) for cut in AskOptions().cut([text, "short"])]
+    assert all(later < earlier for earlier, later in pairwise(lengths))
+    assert lengths[-1] <= 20
+    assert list(AskOptions().cut(["short"])) == [["short"]]
+    assert {cut[1] for cut in AskOptions().cut([text, "short"])} == {"short"}
+
+
+def test_a_question_that_never_fits_ends_its_query(tmp_path):
+    def answer(_):
+        raise ContextTooLong("it holds 8 tokens")
+
+    _, report = ask(tmp_path, task(1, 2), Model(answer))
+    assert report.failed == {
+        "q0": "too long even with passages of 20 characters: it holds 8 tokens"
+    }
+
+
+def test_letters_and_scores_come_from_log_probabilities(tmp_path):
+    def letters(text):
+        found = PASSAGE.findall(text)
+        top = {"ABCDEFGHIJ"[int(n) - 1]: int(relevance) / 1000 for n, relevance in found}
+        return Completion("A", 1, 1, [top])
+
+    def odds(text):
+        return Completion("yes", 1, 1, [{"yes": int(text.split()[3]) / 1000, "no": -1.0}])
+
+    given = queries, candidates, docs = task(3)
+    options = AskOptions(max_tokens=99, top_logprobs=12)
+    by_letters, _ = ask(tmp_path, given, Model(letters), source=LETTERS, options=options)
+    model = Model(odds)
+    by_odds, report = ask(tmp_path, given, model, source=SCORE, ranking=pointwise, options=options)
+    assert set(model.sent) == {(1, 0.0, 12)}
+    assert report.calls == 75
+    for query_id in queries:
+        expected = by_relevance(candidates[query_id].doc_ids, docs)
+        assert list(by_letters[query_id].doc_ids[:5]) == expected[:5]
+        assert list(by_odds[query_id].doc_ids) == expected
+        best = int(docs[expected[0]].split()[1]) / 1000 + 1.0
+        assert by_odds[query_id].scores[0] == pytest.approx(best)
+
+
+def test_setwise(tmp_path):
+    def best(text):
+        _, number = max((int(r), int(n)) for n, r in PASSAGE.findall(text))
+        return Completion("ABCD"[number - 1])
+
+    given = queries, candidates, docs = task(3)
+    ranked, report = ask(tmp_path, given, Model(best), source=BEST, ranking=setwise)
+    assert not report.repairs
+    for query_id in queries:
+        expected = by_relevance(candidates[query_id].doc_ids, docs)
+        assert list(ranked[query_id].doc_ids[:10]) == expected[:10]
+
+
+def test_a_model_that_scores(tmp_path):
+    given = queries, candidates, docs = task(5)
+    scorer = Scorer()
+    assert isinstance(scorer, ScoringBackend)
+    assert not isinstance(scorer, Backend)
+    ranked, report = ask(tmp_path, given, scorer, ranking=pointwise)
+    assert scorer.calls == [25] * 5
+    assert (report.calls, report.asked.tokens) == (125, 0)
+    for query_id in queries:
+        expected = by_relevance(candidates[query_id].doc_ids, docs)
+        assert list(ranked[query_id].doc_ids) == expected
+        assert ranked[query_id].scores[0] == float(docs[expected[0]].split()[1]) / 8
+
+    # Some passages more: only they are scored.
+    docs |= {"new0": "relevance 1", "new1": "relevance 2000"}
+    longer = dict(zip(candidates["q0"].doc_ids, range(25, 0, -1), strict=True))
+    more = Run.from_scores({"q0": longer | {"new0": 0.5, "new1": 0.1}})
+    again = Scorer()
+    ranked, report = ask(tmp_path, (queries, more, docs), again, ranking=pointwise)
+    assert again.calls == [2]
+    assert (report.calls, report.cache_hits) == (2, 25)
+    assert (ranked["q0"].doc_ids[0], ranked["q0"].scores[0]) == ("new1", 250.0)
+
+
+def test_a_model_that_scores_gets_shorter_passages_too(tmp_path):
+    given = task(2, filler="long " * 50)
+    for calls in (50, 0):
+        ranked, report = ask(tmp_path, given, Scorer(longest=100), ranking=pointwise)
+        assert (len(ranked), report.calls, report.shortened) == (2, calls, 50)
+
+
+def test_a_prompt_that_does_not_fit_the_way_of_asking(tmp_path):
+    for backend, ranking, source in (
+        (Model(), pointwise, ORDER),
+        (Model(), windows, SCORE),
+        (Model(), setwise, LETTERS),
+        (Scorer(), windows, ORDER),
+    ):
+        with pytest.raises(InputError, match=r"asks for .* choose another ranking"):
+            ask(tmp_path, task(2), backend, ranking=ranking, source=source)
+        assert not (backend.calls if isinstance(backend, Scorer) else backend.asked)
+
+
+def test_only_as_many_queries_are_open_as_questions_may_be(tmp_path):
+    alive, most = 0, 0
+
+    def ranking(doc_ids):
+        nonlocal alive, most
+        alive, most = alive + 1, max(most, alive + 1)
+        try:
+            return (yield from windows(doc_ids))
+        finally:
+            alive -= 1
+
+    ask(tmp_path, task(40), Model(), ranking=ranking, concurrency=4)
+    assert (alive, most) == (0, 4)
+
+
+def test_a_rehearsal_asks_nothing_and_counts_what_is_to_come(tmp_path):
+    given = task(6)
+    prompt, model = prompt_of(tmp_path), Model()
+    half = given[0], given[1].select(["q0", "q1", "q2"]), given[2]
+    ask(tmp_path, half, Model())
+    with AnswerStore(tmp_path / "answers") as store:
+        before = len(store)
+        report = asyncio.run(
+            rehearse(
+                *given, windows, prompt, model, store=store, progress=False, answer_tokens=40,
+                budget=Budget(requests=1, prices=Prices(1.0, 2.0)),
+            )
+        )  # fmt: skip
+        assert len(store) == before
+    assert not model.asked
+    assert (report.calls, report.cache_hits) == (3 * CALLS, 3 * CALLS)
+    assert report.asked.output_tokens == 40 * 3 * CALLS
+    assert report.cost == pytest.approx(
+        (report.asked.input_tokens + 2 * report.asked.output_tokens) / 1e6
+    )
+
+
+def test_a_server_of_every_trouble_that_dies_half_way(tmp_path, caplog):
+    with serving(troubled) as endpoint:
+        whole, told = ask_endpoint(tmp_path, endpoint.url, "whole")
+    assert len(whole) == 12
+    assert endpoint.answered.total() == told.calls
+    assert told.repairs["empty"] + told.repairs["refusal"] + told.repairs["missing"] > 0
+
+    answered = 0
+
+    def dies(text, times):
+        nonlocal answered
+        reply = Reply(drop="before") if answered == 24 else troubled(text, times)
+        answered += reply.is_answer
+        return reply
+
+    with serving(dies) as dying:
+        partial, before = ask_endpoint(tmp_path, dying.url, "broken")
+    assert len(partial) < 12
+    assert set(partial) | set(before.failed) == set(whole)
+    assert all("cannot be reached" in reason for reason in before.failed.values())
+    assert before.calls == dying.answered.total() == 24
+
+    with serving(troubled) as restarted:
+        complete, after = ask_endpoint(tmp_path, restarted.url, "broken")
+    assert orders(complete) == orders(whole)
+    assert not after.failed
+    assert not dying.answered.keys() & restarted.answered.keys()
+    assert set(dying.answered.values()) | set(restarted.answered.values()) == {1}
+    assert before.calls + after.calls == told.calls == after.calls + after.cache_hits
+    assert after.asked + after.stored == told.asked
+    assert (after.repairs, after.shortened) == (told.repairs, told.shortened)
+    assert told.shortened > 0
+
+
+def test_the_key_is_in_no_store_and_no_log(tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret-0123456789")
+
+    def script(text, times):
+        if text.startswith("query 2\n"):
+            return error(401, "Incorrect API key: sk-very-secret-0123456789")
+        return troubled(text, times)
+
+    with serving(script) as endpoint:
+        _, report = ask_endpoint(tmp_path, endpoint.url, "answers")
+    assert endpoint.keys == {"Bearer sk-very-secret-0123456789"}
+    assert "Incorrect API key: [key]" in report.failed["q2"]
+    written = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert b"very-secret" not in written
+    assert "very-secret" not in caplog.text
+    assert "very-secret" not in repr(report)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.endpoint import ask_endpoint
+ask_endpoint(Path(sys.argv[1]), sys.argv[2], "killed")
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments(tmp_path):
+    """Nothing that was stored is asked again, and the result is that of an undisturbed run."""
+    with serving(troubled) as endpoint:
+        whole, told = ask_endpoint(tmp_path, endpoint.url, "whole")
+    rng = random.Random(3)
+    stored = 0
+
+    def slowly(text, times):
+        reply = troubled(text, times)
+        reply.seconds += 0.05
+        return reply
+
+    with serving(slowly) as endpoint:
+        for _ in range(20):
+            asked = endpoint.asked.total()
+            process = subprocess.Popen(
+                [sys.executable, "-W", "error", "-c", KILLED, str(tmp_path), endpoint.url],
+                cwd=os.getcwd(),
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+            while endpoint.asked.total() == asked and process.poll() is None:
+                time.sleep(0.01)  # it imports
+            time.sleep(rng.uniform(0.0, 0.4))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            with AnswerStore(tmp_path / "killed") as answers:
+                assert len(answers) >= stored
+                stored = len(answers)
+        ranked, report = ask_endpoint(tmp_path, endpoint.url, "killed")
+    assert orders(ranked) == orders(whole)
+    assert report.cache_hits >= stored
+    assert report.calls + report.cache_hits == told.calls
+    assert (report.repairs, report.shortened) == (told.repairs, told.shortened)
+    # What was under way when the process was killed is asked again: at most six questions a time.
+    assert endpoint.answered.total() <= told.calls + 20 * 6
