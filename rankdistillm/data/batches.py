@@ -13,7 +13,13 @@ from torch import Tensor
 from rankdistillm.data.qrels import Qrels, check_overlap, read_qrels
 from rankdistillm.data.runs import Run
 from rankdistillm.data.sampling import SINGLE_RELEVANT, sample
-from rankdistillm.data.targets import make_targets, transform_targets
+from rankdistillm.data.targets import (
+    NEED_QRELS,
+    Kinds,
+    kinds_of,
+    learns_from_judgements,
+    make_targets,
+)
 from rankdistillm.devices import prefetch
 from rankdistillm.errors import InputError
 
@@ -30,7 +36,8 @@ class Batch:
 
     ``pairs`` holds the (query, passage) pairs of list 0, then those of list 1, and so on.
     ``targets`` (higher is better) and ``mask`` (True = a real passage) are ``[lists, list_size]``,
-    padded on the right to the longest list.
+    padded on the right to the longest list. With several kinds of targets, these are ``[lists,
+    kinds, list_size]``.
     """
 
     query_ids: list[str]
@@ -94,6 +101,7 @@ class TrainingData:
     ``epochs`` epochs, or after ``max_steps`` full steps if that is set. Passages are sampled anew
     every epoch, from a generator seeded by (seed, epoch, query_id), so a step's batch does not
     depend on how the work is split or where training was resumed. ``config`` is ``data.train``.
+    ``targets``: the kinds of targets to build; by default, the one of ``config``.
 
     Raises `InputError` if the run has no usable training list.
     """
@@ -111,9 +119,11 @@ class TrainingData:
         epochs: float,
         max_steps: int | None = None,
         seed: int,
+        targets: Kinds | None = None,
     ) -> None:
         self.run = run
-        self.query_ids = _usable(run, qrels, config)
+        self.targets = targets or config["targets"]
+        self.query_ids = _usable(run, qrels, config, self.targets)
         self.queries_per_step = queries_per_step
         self.num_lists = round(len(self.query_ids) * epochs)
         if max_steps is not None:
@@ -151,10 +161,11 @@ class TrainingData:
             ]
         )
         width = max(len(doc_ids) for _, doc_ids, _ in lists)
-        targets = np.zeros((len(lists), width), dtype=np.float32)
+        kinds = () if isinstance(self.targets, str) else (len(self.targets),)
+        targets = np.zeros((len(lists), *kinds, width), dtype=np.float32)
         mask = np.zeros((len(lists), width), dtype=bool)
         for i, (_, doc_ids, values) in enumerate(lists):
-            targets[i, : len(doc_ids)] = values
+            targets[i, ..., : len(doc_ids)] = values
             mask[i, : len(doc_ids)] = True
         return Batch(
             [query_id for query_id, _, _ in lists],
@@ -168,23 +179,35 @@ class TrainingData:
         config = self._config
         query_id = self.query_ids[self._order(epoch)[index]]
         ranked = self.run[query_id]
-        relevance = _relevance(ranked.doc_ids, self._qrels.get(query_id, {}))
+        judgements = _judgements(ranked.doc_ids, self._qrels.get(query_id, {}))
         rng = np.random.default_rng([self._seed, epoch, int.from_bytes(query_id.encode())])
-        indices = sample(config["sampling"], config["list_size"], relevance, rng)
-        targets = make_targets(config["targets"], indices, ranked.scores, relevance)
-        doc_ids = [ranked.doc_ids[i] for i in indices]
-        return query_id, doc_ids, transform_targets(config["transform"], targets)
+        indices = sample(
+            config["sampling"],
+            config["list_size"],
+            ranked.scores,
+            np.nan_to_num(judgements),
+            rng,
+        )
+
+        targets = make_targets(
+            self.targets, config["transform"], indices, ranked.scores, judgements
+        )
+        return query_id, [ranked.doc_ids[i] for i in indices], targets
 
     @lru_cache(maxsize=2)  # noqa: B019 - one object per process, and few epochs are in use at a time
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self._seed, epoch]).permutation(len(self.query_ids))
 
 
-def _relevance(doc_ids: tuple[str, ...], judged: Mapping[str, int]) -> np.ndarray:
-    return np.array([max(0, judged.get(doc_id, 0)) for doc_id in doc_ids], dtype=np.float32)
+def _judgements(doc_ids: tuple[str, ...], judged: Mapping[str, int]) -> np.ndarray:
+    """float32 ``[len(doc_ids)]``: relevance, 0 if negative, NaN if unjudged."""
+    return np.array(
+        [max(0, judged[doc_id]) if doc_id in judged else np.nan for doc_id in doc_ids],
+        dtype=np.float32,
+    )
 
 
-def _usable(run: Run, qrels: Qrels, config: Mapping[str, Any]) -> list[str]:
+def _usable(run: Run, qrels: Qrels, config: Mapping[str, Any], targets: Kinds) -> list[str]:
     """The queries with a training list, sorted; logs how many are short or left out."""
     sampling, list_size = config["sampling"], config["list_size"]
     lengths = dict(zip(run, run.lengths.tolist(), strict=True))
@@ -205,28 +228,46 @@ def _usable(run: Run, qrels: Qrels, config: Mapping[str, Any]) -> list[str]:
         )
     # Sorted, so that the order in the file cannot affect training.
     usable = sorted(run)
-    if sampling == SINGLE_RELEVANT or config["targets"] == "relevance":
-        judged = run.listed_relevance(qrels)
-        if sampling == SINGLE_RELEVANT:
-            wish, lack = "sampling=single_relevant", "both a relevant and a non-relevant passage"
-            relevant = {q: sum(r > 0 for r in judged[q]) for q in usable}
-            usable = [q for q in usable if 0 < relevant[q] < lengths[q]]
-        else:
-            wish, lack = "targets=relevance", "passages of different relevance"
-            unjudged = {q: [0] if len(judged[q]) < lengths[q] else [] for q in usable}
-            usable = [q for q in usable if len({*judged[q], *unjudged[q]}) > 1]
+    from_qrels = [kind for kind in kinds_of(targets) if kind in NEED_QRELS]
+    judged = run.listed_relevance(qrels) if from_qrels or sampling == SINGLE_RELEVANT else {}
+    lack = "passages of different relevance"
+    if sampling == SINGLE_RELEVANT:
+        lack = "a relevant and another passage"
+        relevant = {q: sum(r > 0 for r in judged[q]) for q in usable}
+        usable = [q for q in usable if 0 < relevant[q] < lengths[q]]
         if not usable:
             raise InputError(
-                f"{run.source}: data.train.{wish} needs {lack} in a list, and no query has them; "
-                "give the qrels of these queries in data.train.qrels"
+                f"{run.source}: data.train.sampling=single_relevant needs {lack} in a list, and no "
+                "query has them; give the qrels of these queries in data.train.qrels"
             )
-        if len(usable) < len(run):
-            log.warning(
-                "%s: %d of %d queries are left out: their lists lack %s",
+    differing = {kind: _lists_that_differ(kind, judged, lengths) for kind in from_qrels}
+    for kind, lists in differing.items():
+        if not lists.intersection(usable):
+            remedy = "give the qrels of these queries in data.train.qrels"
+            if any(judged.values()):
+                remedy = "their qrels know only one; for targets=relevance the rest counts as 0"
+            raise InputError(
+                f"{run.source}: targets={kind} needs passages of different relevance in a list, "
+                f"and no query has them; {remedy}"
+            )
+    if learns_from_judgements(targets):
+        usable = [q for q in usable if any(q in lists for lists in differing.values())]
+    if len(usable) < len(run):
+        log.warning(
+            "%s: %d of %d queries are left out: their lists lack %s",
+            run.source,
+            len(run) - len(usable),
+            len(run),
+            lack,
+        )
+    for kind, lists in differing.items():
+        if len(lists.intersection(usable)) < len(usable):
+            log.info(
+                "%s: targets=%s has something to compare in %d of %d lists",
                 run.source,
-                len(run) - len(usable),
-                len(run),
-                lack,
+                kind,
+                len(lists.intersection(usable)),
+                len(usable),
             )
     short = sum(lengths[q] < list_size for q in usable)
     if short:
@@ -240,9 +281,23 @@ def _usable(run: Run, qrels: Qrels, config: Mapping[str, Any]) -> list[str]:
     return usable
 
 
-def read_training_run(config: Mapping[str, Any], seed: int) -> tuple[Run, Qrels]:
+def _lists_that_differ(
+    kind: str, judged: Mapping[str, list[int]], lengths: Mapping[str, int]
+) -> set[str]:
+    """The queries whose listed passages have targets of this kind that differ."""
+    # An unjudged passage counts 0 for ``relevance`` and nothing for ``judged``.
+    unjudged = [0] if kind == "relevance" else []
+    return {
+        q for q, found in judged.items() if len({*found, *unjudged[: lengths[q] - len(found)]}) > 1
+    }
+
+
+def read_training_run(
+    config: Mapping[str, Any], seed: int, targets: Kinds | None = None
+) -> tuple[Run, Qrels]:
     """Read the run and judgements of ``data.train``, sub-sampled by depth and queries.
 
+    ``targets``: the kinds of targets that will be built; by default, the one of ``config``.
     ``depth`` counts in ``first_stage`` if that is set, else in the run itself. Raises `InputError`
     for unreadable files and for options that contradict each other.
     """
@@ -269,10 +324,11 @@ def read_training_run(config: Mapping[str, Any], seed: int) -> tuple[Run, Qrels]
                 f"{SINGLE_RELEVANT}, not {config['sampling']}: a passage that the run lacks has no "
                 "rank to learn"
             )
-        if config["targets"] != "relevance":
+        targets = targets or config["targets"]
+        if isinstance(targets, str) and not learns_from_judgements(targets):
             raise InputError(
-                "data.train.add_docs_not_in_ranking=true needs data.train.targets=relevance, not "
-                f"{config['targets']}: the positive that is added would be the worst target"
+                "data.train.add_docs_not_in_ranking=true needs data.train.targets=relevance or "
+                f"loss=mixed, not {targets}: the positive that is added has no rank to learn"
             )
         run = run.with_relevant(qrels)
     return run, qrels

@@ -9,10 +9,22 @@ the scores are. Inside a list, a loss averages over its pairs or passages; over 
 the graph. Values at masked positions are ignored; a NaN target of a real passage makes the loss of
 its list NaN.
 
-Every public function `NAME_loss` in a module of this package is a loss: it can be imported from
-here, and `LOSSES` maps its name to it. `@consumes` at the function says what the loss needs of the
-targets. `RankingLoss` and `WeightedSum` wrap losses as modules. Read `lists.py` first; everything
-else builds on it.
+The losses are in files by kind:
+
+- `pointwise.py`: each passage by itself (bce, mse)
+- `pairwise.py`: differences between two passages (ranknet, weighted_ranknet, hinge, margin_mse)
+- `listwise.py`: a softmax over the list, or a correlation (info_nce, kl, listnet, pearson)
+- `plackett_luce.py`: the likelihood of a ranking (listmle, p_listmle)
+- `lambdas.py`: pairs weighted by their effect on NDCG (lambda)
+- `approximate.py`: smooth ranks (adr_mse, approx_ndcg, approx_mrr)
+- `neural.py`: a differentiable sort (neural_ndcg)
+
+The other files help them: `lists.py` (masks, ties, averages; read it first), `gains.py` (gains and
+discounts), `consumption.py` (`@consumes`: what a loss needs of the targets) and `modules.py`
+(`RankingLoss` and `WeightedSum`, which only wrap losses as modules).
+
+Every public function `NAME_loss` in these files is a loss: it can be imported from here, and
+`LOSSES` maps its name to it.
 """
 # ruff: noqa: F401, F403, F405
 

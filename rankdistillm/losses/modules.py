@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .lists import Reduction
@@ -54,34 +56,56 @@ class RankingLoss(nn.Module):
 
 
 class WeightedSum(nn.Module):
-    """The weighted sum of several losses on the same scores and targets.
+    """The weighted sum of several losses on the same scores.
 
-    Called like a loss function: scores, targets and mask are `[..., list_size]`.
+    Called like a loss function: scores and mask are `[..., list_size]`. Without `targets`, all
+    losses get the same targets `[..., list_size]`. With `targets`, loss i gets targets of its own:
+    `[..., i, :]` of the targets `[..., len(losses), list_size]`; NaN marks a passage that these
+    targets say nothing about, and masks it for this loss alone.
 
     Args:
         losses: loss functions, partials of them, or modules.
         weights: one number per loss; ones by default.
+        targets: one kind of targets per loss, as `data.train.targets` names them, which tells a
+            training what to build. None: the losses share the targets.
 
     >>> import torch
-    >>> from rankdistillm.losses import hinge_loss, ranknet_loss
+    >>> from rankdistillm.losses import hinge_loss, info_nce_loss, ranknet_loss
+    >>> scores = torch.tensor([2.0, 0.0, 1.0])
     >>> loss = WeightedSum([ranknet_loss, hinge_loss], weights=[1.0, 0.1])
-    >>> loss(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([3, 2, 1]))
+    >>> loss(scores, torch.tensor([3, 2, 1]))
     tensor(0.6512)
+    >>> loss = WeightedSum([ranknet_loss, info_nce_loss], [1.0, 0.5], targets=["rank", "judged"])
+    >>> loss(scores, torch.tensor([[3.0, 2.0, 1.0], [1.0, 0.0, torch.nan]]))
+    tensor(0.6479)
     """
 
     def __init__(
-        self, losses: Sequence[Callable[..., Tensor]], weights: Sequence[float] | None = None
+        self,
+        losses: Sequence[Callable[..., Tensor]],
+        weights: Sequence[float] | None = None,
+        targets: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if len(losses) == 0:
             raise ValueError("a weighted sum needs one loss or more")
         weights = [1.0] * len(losses) if weights is None else [float(weight) for weight in weights]
-        if len(weights) != len(losses):
-            raise ValueError(f"got {len(losses)} losses but {len(weights)} weights")
+        if isinstance(targets, str):
+            raise ValueError(f"targets must be a list with one name per loss, not {targets!r}")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
+            raise ValueError(
+                f"weights must be finite, not negative and not all zero, got {weights}"
+            )
+        for name, given in (("weights", weights), ("targets", targets)):
+            if given is not None and len(given) != len(losses):
+                raise ValueError(f"got {len(losses)} losses but {len(given)} {name}")
         self.losses = nn.ModuleList(
             loss if isinstance(loss, nn.Module) else RankingLoss(loss) for loss in losses
         )
+        if any(getattr(loss, "targets", None) for loss in self.losses):
+            raise ValueError("a sum inside another sum cannot have targets of its own")
         self.weights = weights
+        self.targets = None if targets is None else tuple(targets)
 
     def forward(
         self,
@@ -92,11 +116,22 @@ class WeightedSum(nn.Module):
         reduction: Reduction = "mean",
     ) -> Tensor:
         """The sum; `reduction` overrides that of every loss."""
-        values = [loss(scores, targets, mask=mask, reduction=reduction) for loss in self.losses]
-        total = self.weights[0] * values[0]
-        for weight, value in zip(self.weights[1:], values[1:], strict=True):
-            total = total + weight * value
-        return total
+        if self.targets is None:
+            inputs = [(targets, mask)] * len(self.losses)
+        else:
+            inputs = [_split_known(own, mask) for own in targets.unbind(-2)]
+        values = [
+            weight * loss(scores, own, mask=own_mask, reduction=reduction)
+            for loss, weight, (own, own_mask) in zip(self.losses, self.weights, inputs, strict=True)
+        ]
+        return torch.stack(values).sum(0)
 
     def extra_repr(self) -> str:
-        return f"weights={self.weights}"
+        targets = "" if self.targets is None else f", targets={list(self.targets)}"
+        return f"weights={self.weights}{targets}"
+
+
+def _split_known(targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The targets without NaN, and the mask of the passages that have one."""
+    known = ~targets.isnan()
+    return targets.nan_to_num(0.0), known if mask is None else known & mask

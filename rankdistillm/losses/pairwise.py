@@ -1,4 +1,4 @@
-"""Pairwise losses: the mean over the pairs of a list of a cost of their score difference."""
+"""Pairwise losses: each pair costs something by its score difference; a list costs the mean."""
 
 from __future__ import annotations
 

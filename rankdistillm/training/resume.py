@@ -1,4 +1,4 @@
-"""Whether a training may use its output folder, and the progress that it resumes from."""
+"""Check whether a training may use its output folder, and load the progress to resume from."""
 
 import logging
 from pathlib import Path
@@ -28,18 +28,18 @@ LISTS = "data.train.run's lists, as a digest"
 def settings_of(config: DictConfig, run: Run, dtype: torch.dtype) -> dict[str, Any]:
     """The settings of the training's `TrainingState`.
 
-    ``run``: the ranked lists it trains on, which may change behind the name of their file.
-    ``dtype``: the precision it computes in, which ``precision=auto`` does not tell.
+    ``run``: the ranked lists it trains on; their file may have changed since the last start.
+    ``dtype``: the precision it computes in; "auto" may mean another one on another machine.
     """
     return _options(config) | {"precision": str(dtype), LISTS: run.digest()}
 
 
 def resume(config: DictConfig, state: TrainingState, output: Path, *, num_steps: int) -> Progress:
-    """Load the newest state in ``output`` (``resume=auto``) or delete it (``resume=never``).
+    """Load the newest state in ``output``, or delete it if ``config.resume`` is "never".
 
     Returns the progress to continue from. Raises `InputError` if the folder holds a different
-    training, more than ``num_steps`` steps, or a state whose best student is missing. Writes
-    config.yaml only after all checks, so that a rejected training overwrites nothing.
+    training, more than ``num_steps`` steps, or a state that is unreadable or whose best student is
+    missing.
     """
     validated_on = _plain(config.data.validation) | {"metric": config.validation.metric}
     progress = Progress(validated_on)
@@ -55,30 +55,36 @@ def resume(config: DictConfig, state: TrainingState, output: Path, *, num_steps:
     if progress.step > num_steps:
         raise InputError(
             f"{output}: holds a training of {progress.step} steps, more than the {num_steps} "
-            "requested; choose another output, or start over with resume=never"
+            "requested; choose another output folder"
         )
     if distributed.is_first():
         if config.resume == "never":
             state.remove()
         restore_folder(output / "checkpoint")
         if progress.best is not None and not (output / "checkpoint").exists():
-            raise InputError(
-                f"{output}/checkpoint: the best student is missing; start over with resume=never"
-            )
-        with replacing(output / "config.yaml") as beside:
-            beside.write_text(OmegaConf.to_yaml(config, resolve=True), "utf-8")
+            raise InputError(f"{output}/checkpoint: the best student is missing; put it back")
     return progress
 
 
+def save_config(config: DictConfig, output: Path) -> None:
+    """Write config.yaml. Call it after `resume`: a rejected training must not overwrite it."""
+    if distributed.is_first():
+        with replacing(output / "config.yaml") as beside:
+            beside.write_text(OmegaConf.to_yaml(config, resolve=True), "utf-8")
+
+
 def _check_student(state: TrainingState, output: Path) -> None:
-    """Raises `InputError` if a student lies here, without its state, of a different training."""
+    """Raises `InputError` if ``output`` holds the student of a different training, but no state."""
     file = output / "config.yaml"
     if (output / "checkpoint").exists() and file.exists():
         state.check_settings(state.settings | _options(OmegaConf.load(file)))
 
 
 def _options(config: Any) -> dict[str, Any]:
-    return {name: _plain(OmegaConf.select(config, name)) for name in TRAJECTORY}
+    options = {name: _plain(OmegaConf.select(config, name)) for name in TRAJECTORY}
+    # Ignored where a validation run is given; otherwise it takes lists from the training.
+    from_train, run = "validation.from_train", OmegaConf.select(config, "data.validation.run")
+    return options | {from_train: OmegaConf.select(config, from_train) if run is None else None}
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rankdistillm import distributed
 from rankdistillm.data.qrels import Qrels, check_overlap, read_qrels
 from rankdistillm.data.runs import Run
@@ -40,13 +42,15 @@ class JudgedRun:
 
     @classmethod
     def read(cls, name: str, config: Mapping[str, Any]) -> "JudgedRun | None":
-        """Read the options ``data.NAME`` (validation or test); None if they name no run."""
+        """Read the files that ``config`` names (as in conf/data); None if it names no run.
+
+        ``name`` (validation or test) is for messages. Raises `InputError` for a run without qrels.
+        """
         if config["run"] is None:
             return None
         if config["qrels"] is None:
             raise InputError(
-                f"data.{name}.run is set but data.{name}.qrels is not; set it to the judgements of "
-                "these queries"
+                f"{name}: the run {config['run']} has no qrels; give the judgements of its queries"
             )
         run = Run.read(config["run"]).truncate(config["depth"])
         queries, docs = texts_of_run(run, config["queries"], config["docs"])
@@ -55,11 +59,24 @@ class JudgedRun:
         check_overlap(run, judgements)
         if teacher is not None:
             check_overlap(teacher, judgements)
+        return cls._of(name, run, judgements, queries, docs, teacher)
+
+    @classmethod
+    def _of(
+        cls,
+        name: str,
+        run: Run,
+        judgements: Qrels,
+        queries: Mapping[str, str],
+        docs: Mapping[str, str],
+        teacher: Run | None = None,
+    ) -> "JudgedRun":
+        """Keep the judgements of the run's queries; report how many queries lack them."""
         # Judged queries outside the run would count 0.
         qrels = {query_id: grades for query_id, grades in judgements.items() if query_id in run}
         if len(qrels) < max(len(judgements), len(run)):
             log.info(
-                "data.%s: metrics are over the %d judged queries of %s; left out: %d queries "
+                "%s: metrics are over the %d judged queries of %s; left out: %d queries "
                 "without judgements, %d judged queries without results",
                 name,
                 len(qrels),
@@ -69,6 +86,48 @@ class JudgedRun:
             )
         run.check_writable(Path("before.run"))
         return cls(run, teacher, qrels, queries, docs)
+
+    @classmethod
+    def held_out(
+        cls,
+        run: Run,
+        qrels: Qrels | None,
+        queries: Mapping[str, str],
+        docs: Mapping[str, str],
+        *,
+        share: float,
+        seed: int,
+    ) -> "tuple[Run, JudgedRun]":
+        """Split a training run: the lists to train on, and a share of its queries to validate on.
+
+        Lists of one query text are held out together. With ``qrels`` the metrics count judgements.
+        With None they count agreement with the run itself, the teacher's: relevance 10 for its best
+        passage, 9 for the second, down to 1 for the tenth.
+
+        Raises `InputError` if nothing is left to train on, or nothing to validate on.
+        """
+        texts = sorted({queries[query_id] for query_id in run})
+        drawn = np.random.default_rng(seed).permutation(len(texts))[: round(len(texts) * share)]
+        held = {texts[i] for i in drawn}
+        if not 0 < len(held) < len(texts):
+            raise InputError(
+                f"{run.source}: a share of {share} of its {len(texts)} queries is "
+                f"{len(held)}; choose a share that leaves queries on both sides"
+            )
+        training = run.select(q for q in run if queries[q] not in held)
+        validation = run.select(q for q in run if queries[q] in held).ranked()
+        measure = "judgements" if qrels else "agreement with the teacher"
+        if not qrels:
+            qrels = {
+                query_id: {doc_id: 10 - i for i, doc_id in enumerate(ranked.doc_ids[:10])}
+                for query_id, ranked in validation.items()
+            }
+        qrels = {query_id: qrels[query_id] for query_id in validation if query_id in qrels}
+        check_overlap(validation, qrels)
+        log.info("%d of %d queries are held out, measured by %s", len(held), len(texts), measure)
+        own_queries = {query_id: queries[query_id] for query_id in validation}
+        own_docs = {doc_id: docs[doc_id] for doc_id in validation.doc_ids()}
+        return training, cls._of("held-out queries", validation, qrels, own_queries, own_docs)
 
     @property
     def name(self) -> str:

@@ -78,7 +78,7 @@ def test_single_relevant_counts_the_lists_it_leaves_out(caplog):
 
 def test_no_usable_query_is_an_error_with_the_remedy():
     with pytest.raises(
-        InputError, match=r"sampling=single_relevant needs both.*data\.train\.qrels"
+        InputError, match=r"sampling=single_relevant needs a relevant.*data\.train\.qrels"
     ):
         training_data(sampling="single_relevant")
 
@@ -138,8 +138,65 @@ def test_judged_positives_outside_the_run_can_be_the_positive(tmp_path):
     options = config(tmp_path, qrels=str(tmp_path / "qrels"), add_docs_not_in_ranking=True)
     run, _ = read_training_run(options | {"sampling": "single_relevant"}, 1)
     assert run["q"].doc_ids == ("a", "b", "x", "z")
-    assert run["q"].scores.tolist() == [3, 2, 1, 0]
+    np.testing.assert_array_equal(run["q"].scores, [3, 2, np.nan, np.nan])
     with pytest.raises(InputError, match=r"needs data\.train\.sampling=single_relevant, not top"):
         read_training_run(options, 1)
-    with pytest.raises(InputError, match="the positive that is added would be the worst target"):
+    with pytest.raises(InputError, match="the positive that is added has no rank to learn"):
         read_training_run(options | {"sampling": "single_relevant", "targets": "rank"}, 1)
+
+
+def test_a_mixture_has_a_row_of_targets_for_each_kind():
+    qrels = {"q0": {"d0_1": 2, "d0_4": 0}}
+    data = training_data(
+        (6, 6), qrels, per_step=2, epochs=1, list_size=6, targets=("rank", "judged", "relevance")
+    )
+    batch = data.batch(0)
+    assert batch.targets.shape == (2, 3, 6)
+    of_q0, of_q1 = (batch.targets[batch.query_ids.index(q)].numpy() for q in ("q0", "q1"))
+    nan = np.nan
+    np.testing.assert_array_equal(
+        of_q0, [[6, 5, 4, 3, 2, 1], [nan, 2, nan, nan, 0, nan], [0, 2, 0, 0, 0, 0]]
+    )
+    np.testing.assert_array_equal(of_q1, [[6, 5, 4, 3, 2, 1], [nan] * 6, [0] * 6])
+
+
+def test_a_transform_leaves_the_judgements_of_a_mixture_alone():
+    data = training_data(
+        (6,), {"q0": {"d0_1": 2}}, per_step=1, epochs=1, list_size=6,
+        targets=("rank", "relevance"), transform="reciprocal_rank",
+    )  # fmt: skip
+    expected = [[1, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6], [0, 2, 0, 0, 0, 0]]
+    np.testing.assert_allclose(data.batch(0).targets[0], expected, rtol=1e-6)
+
+
+def test_a_mixture_without_judgements_names_the_option():
+    with pytest.raises(InputError, match=r"targets=judged needs.*data\.train\.qrels"):
+        training_data((6, 6), targets=("rank", "judged"))
+
+
+def test_judgements_of_positives_alone_are_refused_for_judged_targets():
+    positives = {"q0": {"d0_1": 1}, "q1": {"d1_0": 1}}
+    with pytest.raises(InputError, match="their qrels know only one; for targets=relevance"):
+        training_data((6, 6), positives, targets=("rank", "judged"))
+    assert len(training_data((6, 6), positives, targets=("rank", "relevance")).query_ids) == 2
+
+
+def test_a_mixture_counts_the_lists_with_judgements(caplog):
+    with caplog.at_level(logging.INFO):
+        training_data((6, 6), {"q0": {"d0_1": 1, "d0_2": 0}}, targets=("rank", "judged"))
+    assert "targets=judged has something to compare in 1 of 2 lists" in caplog.text
+
+
+def test_a_positive_that_the_teacher_did_not_rank_has_a_judgement_alone(tmp_path):
+    (tmp_path / "teacher.run").write_text("q Q0 a 1 3 t\nq Q0 b 2 2 t\n")
+    (tmp_path / "qrels").write_text("q 0 x 1\nq 0 b 0\n")
+    options = config(
+        tmp_path, qrels=str(tmp_path / "qrels"), add_docs_not_in_ranking=True, targets="rank",
+        sampling="single_relevant",
+    )  # fmt: skip
+    with pytest.raises(InputError, match="no rank to learn"):
+        read_training_run(options, 1)
+    run, _ = read_training_run(options, 1, ("rank", "judged"))
+    assert run["q"].doc_ids == ("a", "b", "x")
+    assert np.isnan(run["q"].scores).tolist() == [False, False, True]
+    assert run.ranked()["q"].doc_ids == ("a", "b")

@@ -10,6 +10,7 @@ from rankdistillm.losses import (
     WeightedSum,
     adr_mse_loss,
     hinge_loss,
+    info_nce_loss,
     kl_loss,
     mse_loss,
     ranknet_loss,
@@ -81,3 +82,52 @@ def test_a_weighted_sum_needs_losses_and_as_many_weights():
         WeightedSum([ranknet_loss, hinge_loss], [1.0])
     with pytest.raises(ValueError, match="one loss or more"):
         WeightedSum([])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_each_loss_of_a_sum_may_have_targets_that_leave_passages_out(reduction):
+    scores, ranks = random_lists(3)
+    mask = torch.arange(SIZE) < torch.tensor([[7], [4], [1]])
+    judged = torch.tensor([[1, 0, torch.nan, 0, torch.nan, torch.nan, torch.nan]]).expand(3, -1)
+    ranked = ranks.masked_fill(torch.arange(SIZE) == 2, torch.nan)
+    total = WeightedSum([ranknet_loss, info_nce_loss], [1.0, 0.5], targets=["rank", "judged"])
+    ours = total(scores, torch.stack([ranked, judged], -2), mask, reduction=reduction)
+    first = ranknet_loss(scores, ranks, mask=mask & (torch.arange(SIZE) != 2), reduction=reduction)
+    second = info_nce_loss(
+        scores,
+        (judged == 1).float(),
+        mask=mask & torch.tensor([True, True, False, True, False, False, False]),
+        reduction=reduction,
+    )
+    torch.testing.assert_close(ours, first + 0.5 * second)
+    (gradient,) = torch.autograd.grad(ours.sum(), scores)
+    assert gradient.isfinite().all()
+    # Passage 2 has neither a rank nor a judgement, and passage 5 of list 0 has a rank alone.
+    assert not gradient[:, 2].any()
+    assert gradient[0, 5]
+
+
+def test_a_list_that_no_targets_know_costs_zero():
+    scores, _ = random_lists(2)
+    total = WeightedSum([ranknet_loss, info_nce_loss], targets=["rank", "judged"])
+    value = total(scores, torch.full((2, 2, SIZE), torch.nan))
+    assert value == 0
+    (gradient,) = torch.autograd.grad(value, scores)
+    assert not gradient.any()
+
+
+def test_a_sum_with_targets_needs_one_for_each_loss_and_does_not_nest():
+    with pytest.raises(ValueError, match="2 losses but 1 targets"):
+        WeightedSum([ranknet_loss, hinge_loss], targets=["rank"])
+    inner = WeightedSum([ranknet_loss], targets=["rank"])
+    for targets in (["rank", "judged"], None):
+        with pytest.raises(ValueError, match="cannot have targets of its own"):
+            WeightedSum([inner, hinge_loss], targets=targets)
+    with pytest.raises(ValueError, match="one name per loss, not 'rank'"):
+        WeightedSum([ranknet_loss], targets="rank")
+
+
+@pytest.mark.parametrize("weights", [[1.0, float("nan")], [1.0, -1.0], [0.0, 0.0]])
+def test_weights_that_would_learn_nothing_or_the_opposite_are_refused(weights):
+    with pytest.raises(ValueError, match="weights must be finite"):
+        WeightedSum([ranknet_loss, hinge_loss], weights)

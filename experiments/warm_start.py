@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 
+from experiments.lists import write_texts
 from rankdistillm.data.runs import Run
 from rankdistillm.model.formats.files import locate, quiet_transformers
 
@@ -46,8 +47,7 @@ def write_warm_start(
         }
         for key in texts
     }
-    lines = "".join(f"{key}\t{text}\n" for key, text in texts.items())
-    (folder / "warm-queries.tsv").write_text(lines, encoding="utf-8")
+    write_texts(folder / "warm-queries.tsv", texts)
     Run.from_scores(scores).write(folder / "warm-teacher.run", tag="bi-encoder")
 
 

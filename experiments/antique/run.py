@@ -1,0 +1,126 @@
+"""Distil rankings of ANTIQUE by folds; test all 150 queries with their human grades.
+
+    python -m experiments.antique.run DATA WORK [--seeds 1 2 3] [--only ARM ...]
+
+DATA holds the folder antique and those of experiments/start.py (see README.md). For each fold, a
+student is distilled from the teacher's lists of the other four and re-ranks the fold's queries; the
+runs of the five folds are pooled. Every training and re-ranking is a command, printed before it
+runs; finished steps in WORK are skipped.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.commands import rerank, train
+from experiments.lists import write_qrels
+from experiments.start import DISTILL, stage_1, warm_start
+from rankdistillm.data.qrels import read_qrels
+from rankdistillm.data.runs import RankedList, Run
+from rankdistillm.evaluation.metrics import evaluate_run
+
+FOLDS = range(5)
+METRIC = "ndcg@10"
+GRADES = ("data.train.targets=relevance",)
+
+# Arm: the run whose lists it trains on, its options, and the number of seeds.
+ARMS: dict[str, tuple[str, Sequence[str], int]] = {
+    "gpt4o-ranknet": ("gpt4o-ensemble", (), 3),
+    "control-ranknet": ("bm25-pool", (), 3),
+    "grades-ranknet": ("bm25-pool", GRADES, 3),
+    "llama-ranknet": ("llama3.2-umbrela", (), 1),
+    "gpt4o-adr_mse": ("gpt4o-ensemble", ("loss=adr_mse",), 1),
+    "gpt4o-kl": ("gpt4o-ensemble", ("loss=kl", "data.train.transform=log2_rank"), 1),
+    "gpt4o-listmle": ("gpt4o-ensemble", ("loss=listmle",), 1),
+    "gpt4o-mixed": ("gpt4o-ensemble", ("loss=mixed", "loss.targets=[rank,judged]"), 1),
+}
+ALL = ("warm", "stage1", *ARMS)
+
+
+def prepare(data: Path, work: Path) -> Path:
+    """Write qrels in which the lowest grade is 0, and each fold's queries and training lists."""
+    folder = work / "antique"
+    if (folder / "qrels.txt").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (data / "antique/folds.tsv").read_text().splitlines()
+    fold_of = dict(line.split("\t") for line in lines)
+    for name in {"bm25-pool", *(name for name, _, _ in ARMS.values())}:
+        run = Run.read(data / f"antique/runs/{name}.run")
+        for fold in FOLDS:
+            inside = {query_id for query_id in run if int(fold_of[query_id]) == fold}
+            run.select(inside).write(folder / f"{name}-test{fold}.run")
+            run.select(set(run) - inside).write(folder / f"{name}-train{fold}.run")
+    grades = read_qrels(data / "antique/qrels.txt")  # 1 to 4
+    write_qrels(
+        folder / "qrels.txt",
+        {q: {d: grade - 1 for d, grade in judged.items()} for q, judged in grades.items()},
+    )
+    return folder
+
+
+def student(data: Path, work: Path, arm: str, seed: int, fold: int) -> Path:
+    """Train the student of one arm that never saw ``fold``; returns its folder."""
+    if arm == "warm":
+        return warm_start(data, work, seed)
+    start = stage_1(data, work, seed)
+    if arm == "stage1":
+        return start
+    files = prepare(data, work)
+    teacher, options, _ = ARMS[arm]
+    return train(
+        work / f"seed{seed}/antique/{arm}/fold{fold}",
+        *DISTILL,
+        "data=local",
+        f"data.docs={data}/antique/docs.tsv",
+        f"data.queries={data}/antique/queries.tsv",
+        f"data.train.run={files}/{teacher}-train{fold}.run",
+        f"data.train.qrels={files}/qrels.txt",
+        *options,
+        f"model.path={start}",
+        f"seed={seed}",
+    )
+
+
+def pooled(data: Path, work: Path, arm: str, seed: int) -> Path:
+    """The run over all 150 queries, each re-ranked by the student that never saw its fold."""
+    folder = work / f"seed{seed}/antique/{arm}"
+    output = folder / "pooled.run"
+    if output.exists():
+        return output
+    files = prepare(data, work)
+    folder.mkdir(parents=True, exist_ok=True)
+    lists: dict[str, RankedList] = {}
+    for fold in FOLDS:
+        run = rerank(
+            folder / f"fold{fold}.run",
+            f"model.path={student(data, work, arm, seed, fold)}",
+            "data=local",
+            f"data.docs={data}/antique/docs.tsv",
+            f"data.queries={data}/antique/queries.tsv",
+            f"run={files}/bm25-pool-test{fold}.run",
+        )
+        lists |= Run.read(run)
+    Run(lists).write(output, tag=arm)
+    return output
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--only", nargs="+", choices=ALL, default=ALL)
+    arguments = parser.parse_args()
+    data, work = arguments.data, arguments.work
+    qrels = read_qrels(prepare(data, work) / "qrels.txt")
+    for seed in arguments.seeds:
+        for arm in arguments.only:
+            if arm in ARMS and arguments.seeds.index(seed) >= ARMS[arm][2]:
+                continue
+            measured = evaluate_run(Run.read(pooled(data, work, arm, seed)), qrels, [METRIC])
+            print(f"{arm}, seed {seed}: {METRIC} {measured.means[METRIC]:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
