@@ -15,7 +15,7 @@ def command(module: str, *arguments: str) -> None:
 def train(output: Path, *arguments: str) -> Path:
     """Train into ``output`` unless that was done before; returns the student's folder.
 
-    One that was interrupted goes on where it stopped.
+    Resumes an interrupted training.
     """
     done = output / "done"
     if not done.exists():
@@ -24,8 +24,29 @@ def train(output: Path, *arguments: str) -> Path:
     return output / "checkpoint"
 
 
+def retrieve(output: Path, *arguments: str) -> Path:
+    """Retrieve into the run file ``output`` unless it is there."""
+    if not output.exists():
+        command("retrieve", *arguments, f"output={output}")
+    return output
+
+
 def rerank(output: Path, *arguments: str) -> Path:
     """Re-rank into the run file ``output`` unless it is there."""
     if not output.exists():
         command("rerank", *arguments, f"output={output}")
+    return output
+
+
+def generate_queries(output: Path, *arguments: str) -> Path:
+    """Write queries into the file ``output`` unless it is there."""
+    if not output.exists():
+        command("generate_queries", *arguments, f"output={output}")
+    return output
+
+
+def teach(output: Path, *arguments: str) -> Path:
+    """Let a teacher write the run file ``output`` unless it is there; asks nothing twice."""
+    if not output.exists():
+        command("teach", *arguments, f"output={output}")
     return output

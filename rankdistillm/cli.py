@@ -16,6 +16,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -55,7 +56,6 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     errors: list[str] = []
 
     def reported(config: DictConfig) -> Any:
-        _remove_unused_folder()
         try:
             return job(config)
         except USER_ERRORS as error:
@@ -100,13 +100,33 @@ def _errors_raised_by_hydra() -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def _remove_unused_folder() -> None:
-    """Remove the empty folder that Hydra made for the job; writing into it makes it again."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    with suppress(OSError):  # it is not empty
-        while Path.cwd() in folder.parents:
-            folder.rmdir()
-            folder = folder.parent
+class RemoveUnusedFolders(Callback):
+    """Removes the empty folder that Hydra makes for a job; writing into it makes it again.
+
+    Its parents go too, as far as this command made them.
+    """
+
+    def __init__(self) -> None:
+        self._made: Path | None = None  # the topmost folder that Hydra makes
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        self._note(config, "hydra.run.dir")
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        self._note(config, "hydra.sweep.dir")
+
+    def _note(self, config: DictConfig, option: str) -> None:
+        with suppress(OmegaConfBaseException):  # a name that is only known in the job
+            folder = Path(os.path.abspath(OmegaConf.select(config, option)))
+            missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+            self._made = missing[-1] if missing else None
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        folder = Path(config.hydra.runtime.output_dir)
+        with suppress(OSError):  # it is not empty
+            while self._made in (folder, *folder.parents) and folder != Path.cwd():
+                folder.rmdir()
+                folder = folder.parent
 
 
 def _stay_quiet() -> None:
@@ -154,7 +174,7 @@ def _help(command: str) -> str:
         groups.append(f"  {group if group in chosen else f'+{group}'}={names}")
         if choice := HydraConfig.get().runtime.choices.get(group):
             text = _commented(f"{group}/{choice}.yaml")
-            if group in chosen:
+            if group in chosen and not _sets_options_of_all(f"{group}/{choice}.yaml"):
                 text = f"{group}: # {group}={choice}\n{textwrap.indent(text, '  ')}"
             options.append(text)
     parts = [
@@ -165,6 +185,11 @@ def _help(command: str) -> str:
         "More: --cfg job (the options as this command line sets them), -m (sweep), --hydra-help",
     ]
     return "\n\n".join(parts).replace("$", "$$")  # Hydra fills it in as a template
+
+
+def _sets_options_of_all(file: str) -> bool:
+    """Whether a config names its options from the top, and not within its group."""
+    return "# @package _global_" in (CONFIGS / file).read_text("utf-8")
 
 
 def _commented(file: str) -> str:

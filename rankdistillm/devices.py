@@ -33,17 +33,15 @@ def device_of(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"device={name} is not a device; use auto, cpu, cuda or cuda:N") from error
+        raise InputError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
-            f"device={name}: torch sees {torch.cuda.device_count()} CUDA devices; use device=auto"
+            f"device {name}: torch sees {torch.cuda.device_count()} CUDA devices; use auto"
         )
     try:
         torch.zeros(1, device=device).item()
     except (AssertionError, ImportError, RuntimeError) as error:
-        raise InputError(
-            f"device={name}: this torch cannot compute on it; use device=auto"
-        ) from error
+        raise InputError(f"device {name}: this torch cannot compute on it; use auto") from error
     return device
 
 
@@ -67,14 +65,8 @@ def autocast_dtype_of(precision: str, device: torch.device) -> torch.dtype:
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU computes bf16 in hardware."""
-    # torch 2.10 has no public function for this.
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(
-        capabilities.get("avx512_bf16")
-        or capabilities.get("amx_bf16")
-        or torch.cpu._is_avx512_bf16_supported()
-        or torch.cpu._is_amx_tile_supported()
-    )
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def keep_freed_memory(device: torch.device) -> None:
@@ -116,7 +108,7 @@ def pair_too_large(num_tokens: int) -> InputError:
     """The error for a single pair of ``num_tokens`` that exceeds the device's memory."""
     return InputError(
         f"a pair of {num_tokens} tokens does not fit into the device's memory; use a smaller "
-        "model, shorter model.doc_length or another device"
+        "model, shorter passages (doc_length) or another device"
     )
 
 

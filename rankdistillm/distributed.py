@@ -111,6 +111,6 @@ def _lost_process_reported() -> Iterator[None]:
     except RuntimeError as error:  # gloo raises no class of its own
         raise InputError(
             f"process {rank()} of {world_size()} lost another process of its job "
-            f"({' '.join(str(error).split())[:120]}), whose own message gives the cause; re-run "
-            "the same command to resume from the last state"
+            f"({' '.join(str(error).split())[:120]}), whose own message gives the cause; start the "
+            "job again (a training resumes from its last state)"
         ) from error

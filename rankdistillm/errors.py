@@ -19,7 +19,7 @@ class InputError(ValueError):
 
 
 def quoted(value: Any) -> str:
-    """An id, a line or another value as a message quotes it: a long one without its middle."""
+    """Shorten an id, a line or another value for a message: a long one loses its middle."""
     text = printable(value if isinstance(value, str) else repr(value))
     if len(text) <= MOST_QUOTED:
         return text
@@ -27,10 +27,10 @@ def quoted(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Escape every character that a terminal cannot show or would obey: ``\n``, ``\x1b``.
+    r"""Escape every character that a terminal cannot show or would act on: ``\n``, ``\x1b``.
 
     These are control characters, changes of writing direction, line separators, halves of
-    surrogate pairs, unassigned characters and all spaces but the common one.
+    surrogate pairs, unassigned characters and all spaces except U+0020.
     """
     if text.isprintable():
         return text
@@ -58,17 +58,17 @@ def check_number(
         return
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or value < least or value <= above:
-        wanted = f" from {least:g} on" if math.isfinite(least) else ""
+        wanted = f" of at least {least:g}" if math.isfinite(least) else ""
         wanted = f" above {above:g}" if math.isfinite(above) else wanted
         raise InputError(f"{name}={value} is not a number{wanted}")
 
 
 def check_count(name: str, value: Any, *, optional: bool = False) -> None:
-    """Raises `InputError` unless the value is a whole number from 1 on, or None if ``optional``."""
+    """Raises `InputError` unless the value is a whole number above 0, or None if ``optional``."""
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name}={value} is not a whole number from 1 on")
+        raise InputError(f"{name}={value} is not a whole number above 0")
 
 
 def check_flag(name: str, value: Any) -> None:

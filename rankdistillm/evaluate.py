@@ -78,7 +78,7 @@ def _check_settings(config: DictConfig, metrics: Sequence[str], baselines: Seque
         check_plot(Path(config.plot))
         if not baselines:
             raise InputError(
-                f"plot={config.plot} shows gains over a baseline; name one of the runs, baseline="
+                f"plot={config.plot} shows gains over a baseline; add baseline=RUN, one of the runs"
             )
 
 

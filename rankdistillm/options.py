@@ -68,9 +68,9 @@ def check_below_one(name: str, value: Any, **bounds: Any) -> None:
 
 
 def check_seed(name: str, value: Any) -> None:
-    """Raises `InputError` for anything but a whole number in [0, 2^63)."""
+    """Raises `InputError` for anything but a whole number from 0 to 2^63 - 1."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise InputError(f"{name}={value} is not a whole number from 0 on")
+        raise InputError(f"{name}={value} is not a whole number from 0 to 2^63 - 1")
 
 
 def optional(check: Check) -> Check:
@@ -88,7 +88,7 @@ TEXT: Check = check_text
 NON_NEGATIVE: Check = partial(check_number, least=0)
 POSITIVE: Check = partial(check_number, above=0)
 
-# The run, and what goes with it, that a training validates on or tests on.
+# The options of the run that a training validates on, and of the one that it tests on.
 MEASURED: dict[str, Check] = {
     "run": optional(TEXT),
     "teacher": optional(TEXT),
@@ -137,12 +137,13 @@ TRAIN: dict[str, Check] = {
     "optim.warmup": partial(check_below_one, least=0),
     "optim.max_grad_norm": optional(POSITIVE),
     "optim.ema": partial(check_below_one, above=0, optional=True),
+    "validation.from_train": partial(check_below_one, above=0, optional=True),
     "validation.every": optional(COUNT),
     "validation.metric": TEXT,
     "validation.patience": optional(COUNT),
     "state.every": optional(COUNT),
     "checkpoint.every": optional(COUNT),
-    "wandb.mode": TEXT,
+    "wandb.mode": one_of("disabled", "offline", "online"),
     "wandb.project": TEXT,
     "wandb.entity": optional(TEXT),
     "wandb.name": optional(TEXT),
@@ -164,6 +165,59 @@ RERANK: dict[str, Check] = {
     "precision": TEXT,
 }
 
+RETRIEVE: dict[str, Check] = {
+    "data.docs": TEXT,
+    "data.queries": TEXT,
+    "k1": NON_NEGATIVE,
+    "b": NON_NEGATIVE,
+    "language": TEXT,
+    "depth": optional(COUNT),
+    "index": optional(TEXT),
+    "output": TEXT,
+}
+
+# The options of every command that asks a language model.
+ASK: dict[str, Check] = {
+    "data.docs": optional(TEXT),
+    "teacher._target_": TEXT,
+    "output": TEXT,
+    "store": optional(TEXT),
+    "dry_run": FLAG,
+    "prompt": optional(TEXT),
+    "ask.words": COUNT,
+    "ask.characters": COUNT,
+    "ask.max_tokens": COUNT,
+    "ask.temperature": NON_NEGATIVE,
+    "concurrency": COUNT,
+    "budget.requests": optional(COUNT),
+    "budget.tokens": optional(COUNT),
+    "budget.money": optional(POSITIVE),
+    "prices.input": optional(NON_NEGATIVE),
+    "prices.output": optional(NON_NEGATIVE),
+    "answer_tokens": optional(COUNT),
+}
+
+TEACH: dict[str, Check] = ASK | {
+    "data.queries": optional(TEXT),
+    "run": TEXT,
+    "depth": optional(COUNT),
+    "qrels": optional(TEXT),
+    "ranking._target_": TEXT,
+    "ask.top_logprobs": COUNT,
+}
+
+GENERATE: dict[str, Check] = ASK | {
+    "data.docs": TEXT,
+    "num_passages": optional(COUNT),
+    "seed": check_seed,
+    "examples": optional(TEXT),
+    "filter.depth": optional(COUNT),
+    "filter.language": TEXT,
+    "filter.index": optional(TEXT),
+    "filter.reranker": optional(TEXT),
+    "filter.candidates": COUNT,
+}
+
 EVALUATE: dict[str, Check] = {
     "runs": check_tree,
     "qrels": check_tree,
@@ -182,6 +236,9 @@ EVALUATE: dict[str, Check] = {
 
 # The options that name inputs.
 READ = ("model.path", "data.docs", "data.queries", "run")
+ASKED = ("data.docs", "data.queries", "run", "qrels")
+WRITTEN_FOR = ("data.docs", "examples", "filter.index", "filter.reranker")
+SEARCHED = ("data.docs", "data.queries", "index")
 READ_BY_TRAINING = (
     "model.path", "data.docs", "data.queries", "data.train.run", "data.train.first_stage",
     "data.train.qrels", *(f"data.{part}.{name}" for part in ("validation", "test")

@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 from rankdistillm import distributed
 from rankdistillm.cli import run_command
 from rankdistillm.data.batches import TrainingData, read_training_run
-from rankdistillm.data.targets import check_pairing
+from rankdistillm.data.targets import check_pairing, learns_from_judgements, targets_for
 from rankdistillm.data.texts import texts_of_run
 from rankdistillm.devices import bound_compiled_products, device_of, keep_freed_memory
 from rankdistillm.errors import InputError
@@ -42,7 +42,7 @@ from rankdistillm.training.optim import (
     update_learning_rates,
 )
 from rankdistillm.training.output import save_student, training_folder
-from rankdistillm.training.resume import resume, settings_of
+from rankdistillm.training.resume import resume, save_config, settings_of
 from rankdistillm.training.signals import stop_requests
 from rankdistillm.training.state import Progress, TrainingState
 from rankdistillm.training.tracking import StepMetrics, Tracker, check_tracking
@@ -82,7 +82,11 @@ def check_config(config: DictConfig) -> Loss:
     parse_metric(config.validation.metric)
     try:
         loss = instantiate(config.loss)
-        value = loss(torch.zeros(2), torch.tensor([2.0, 1.0]), mask=torch.ones(2, dtype=torch.bool))
+        kinds = targets_for(loss, default="rank")
+        targets = torch.tensor([2.0, 1.0])
+        if not isinstance(kinds, str):
+            targets = targets.expand(len(kinds), 2)
+        value = loss(torch.zeros(2), targets, mask=torch.ones(2, dtype=torch.bool))
         if not isinstance(value, torch.Tensor) or value.dim():
             raise TypeError("it does not return one number for a list")
     except Exception as error:  # the function may raise anything about the options it was given
@@ -96,9 +100,18 @@ def _train(
     config: DictConfig, device: torch.device, loss: Loss, output: Path, resources: ExitStack
 ) -> float | None:
     # ---- read: input errors are reported here, before any computing
-    run, qrels = read_training_run(config.data.train, config.seed)
+    targets = targets_for(loss, config.data.train.targets)
+    run, qrels = read_training_run(config.data.train, config.seed, targets)
     queries, docs = texts_of_run(run, config.data.queries, config.data.docs)
     validation = JudgedRun.read("validation", config.data.validation)
+    share = config.validation.from_train
+    if share and validation:
+        log.info("validation.from_train is ignored: data.validation.run is set")
+    elif share:
+        judgements = qrels if learns_from_judgements(targets) else None
+        run, validation = JudgedRun.held_out(
+            run, judgements, queries, docs, share=share, seed=config.seed
+        )
     test = JudgedRun.read("test", config.data.test)
 
     # ---- prepare
@@ -110,7 +123,7 @@ def _train(
     data = TrainingData(
         run, qrels, model.tokenise_queries(queries), model.tokenise_docs(docs), model.template,
         config.data.train, queries_per_step=config.queries_per_step, epochs=config.epochs,
-        max_steps=config.max_steps, seed=config.seed,
+        max_steps=config.max_steps, seed=config.seed, targets=targets,
     )  # fmt: skip
     optim, is_fp16 = config.optim, model.autocast_dtype == torch.float16
     optimizer = make_optimizer(
@@ -124,7 +137,11 @@ def _train(
         output / "state", settings_of(config, run, model.autocast_dtype), model=model,
         average=average, optimizer=optimizer, schedule=schedule, scaler=scaler, budget=budget,
     )  # fmt: skip
-    progress = resume(config, state, output, num_steps=len(data))
+    try:
+        progress = resume(config, state, output, num_steps=len(data))
+    except InputError as error:
+        raise InputError(f"{error}, or start over with resume=never") from error
+    save_config(config, output)
     update_learning_rates(schedule)
     _log_start(config, model, data, progress)
     judged, metric = test or validation, config.validation.metric
@@ -167,7 +184,7 @@ def _train(
                 log.info("stopped at step %d: re-run with output=%s to resume", step + 1, output)
                 stop.end()
             if exhausted:
-                log.info("no better in %d validations: stopped at step %d", patience, step + 1)
+                log.info("no improvement in %d validations: stopped at step %d", patience, step + 1)
                 break
 
     # ---- sum up

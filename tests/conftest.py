@@ -24,7 +24,7 @@ from tests.helpers import write_encoder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first, so that no process works on it when the others are done."""
+    """Run the longest tests first, so that no worker is left with one at the end."""
     marks = {item: item.get_closest_marker("slow") for item in items}
     items.sort(key=lambda item: not (marks[item] and marks[item].kwargs.get("first")))
 
@@ -54,7 +54,7 @@ def tiny_bert(tiny_models: Callable[[str], Path]) -> Path:
 
 
 class Command:
-    """What a command printed and how it ended."""
+    """The exit status and the output of a command."""
 
     def __init__(self, status: object, out: str, err: str) -> None:
         self.status, self.out, self.err = status, out, err
@@ -110,7 +110,7 @@ def process() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def calls_of(monkeypatch):
-    """``calls_of(kind)``: a list that the objects of that class which are called go into."""
+    """``calls_of(kind)`` returns a list that collects objects of this class when called."""
 
     def watch(kind):
         called = []

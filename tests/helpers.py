@@ -41,19 +41,24 @@ DOCS = [
     "Soap. " * 30,
 ]
 PAIRS = [(query, doc) for query in QUERIES for doc in DOCS]
-LISTS = {"targets": "rank", "transform": None, "sampling": "random", "list_size": 4}
+CHAT = (
+    "{% for message in messages %}[CLS] {{ message.role }} {{ message.content }} [SEP] {% endfor %}"
+    "{% if add_generation_prompt %}[CLS] assistant {% endif %}"
+)
+LIST_OPTIONS = {"targets": "rank", "transform": None, "sampling": "random", "list_size": 4}
 
 
-def words() -> list[str]:
+def collection_words() -> list[str]:
+    """The first 3,000 distinct words of the embedded collection, in alphabetical order."""
     texts = read_texts(PACKAGE / "mini" / "docs.tsv", "doc")
     return sorted({word for text in texts.values() for word in text.lower().split()})[:3000]
 
 
 def tokenizer_for(architecture: str) -> transformers.PreTrainedTokenizerFast:
-    """Words of the embedded collection; special tokens as the architecture has them."""
+    """A tokeniser of the embedded collection's words, with the architecture's special tokens."""
     bos, sep = ("<s>", "</s>") if architecture in ROBERTAS else ("[CLS]", "[SEP]")
     vocabulary = ["[PAD]", "[UNK]", bos, sep, *"abcdefghijklmnopqrstuvwxyz"]
-    vocabulary += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + words()
+    vocabulary += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + collection_words()
     ids = {word: i for i, word in enumerate(dict.fromkeys(vocabulary))}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
@@ -103,7 +108,7 @@ def config_for(architecture: str, vocab_size: int) -> transformers.PretrainedCon
 
 
 def write_encoder(folder: Path, architecture: str, **sizes: int) -> None:
-    """A random encoder and its tokeniser; ``sizes`` instead of those of its configuration."""
+    """Write a random encoder and its tokeniser; ``sizes`` override its configuration."""
     tokenizer = tokenizer_for(architecture)
     config = config_for(architecture, len(tokenizer))
     config.update(sizes)
@@ -115,7 +120,7 @@ def write_encoder(folder: Path, architecture: str, **sizes: int) -> None:
 def write_classifier(
     folder: Path, architecture: str, num_labels: int = 1
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerFast]:
-    """A random sequence classifier and its tokeniser, for pairs of at most 64 tokens."""
+    """Write a random sequence classifier and its tokeniser, for pairs of at most 64 tokens."""
     torch.manual_seed(5)
     tokenizer = tokenizer_for(architecture)
     tokenizer.model_max_length = 64
@@ -131,12 +136,42 @@ def write_classifier(
     return model, tokenizer
 
 
+def write_language_model(folder, kind="causal", *, chat=True, context=256):
+    """A random Llama or T5 with the words of the embedded collection."""
+    tokenizer = tokenizer_for("bert")
+    tokenizer.chat_template = CHAT if chat else None
+    tokenizer.eos_token = "[SEP]"
+    shared = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": 0,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    torch.manual_seed(7)
+    if kind == "causal":
+        config = transformers.LlamaConfig(
+            hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=context, initializer_range=0.5, bos_token_id=2, **shared,
+        )  # fmt: skip
+        model = transformers.LlamaForCausalLM(config)
+    else:
+        config = transformers.T5Config(
+            d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0,
+            initializer_factor=2.0, **shared,
+        )  # fmt: skip
+        model = transformers.T5ForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def load(path, **options):
+    """Load a student in float32, in evaluation mode; a missing head is always the same."""
     torch.manual_seed(3)
     return CrossEncoder.from_pretrained(path, **{"precision": "fp32", **options}).eval()
 
 
 def load_for_training(path, **options):
+    """Load a student in float32 without dropout, in training mode."""
     torch.manual_seed(3)
     return CrossEncoder.from_pretrained(
         path, **{"precision": "fp32", "dropout": 0.0, **options}
@@ -144,14 +179,17 @@ def load_for_training(path, **options):
 
 
 def pack(model, pairs):
+    """Tokenise (query, passage) texts and pack them."""
     queries = model.tokenise_queries({q: q for q, _ in pairs})
     docs = model.tokenise_docs({d: d for _, d in pairs})
     return model.template.pack([(queries[q], docs[d]) for q, d in pairs])
 
 
 def training_data(
-    sizes=(6, 6, 6, 6, 6), qrels=None, *, per_step=2, epochs=3, max_steps=None, seed=1, **config
-):
+    sizes=(6, 6, 6, 6, 6), qrels=None, *, per_step=2, epochs=3, max_steps=None, seed=1,
+    targets="rank", **config,
+):  # fmt: skip
+    """Training data of one ranked list per size; ``config`` overrides `LIST_OPTIONS`."""
     run = Run.from_scores(
         {f"q{i}": {f"d{i}_{j}": -j for j in range(size)} for i, size in enumerate(sizes)}
     )
@@ -164,15 +202,17 @@ def training_data(
         TokenisedTexts(queries, tokenizer, 8, description=""),
         TokenisedTexts(docs, tokenizer, 8, description=""),
         PairTemplate.from_tokenizer(tokenizer),
-        LISTS | config,
+        LIST_OPTIONS | config,
         queries_per_step=per_step,
         epochs=epochs,
         max_steps=max_steps,
         seed=seed,
+        targets=targets,
     )
 
 
-def gradients(model, loss, batch, budget, scaler=None):
+def compute_gradients(model, loss, batch, budget, scaler=None):
+    """The loss of a batch, the gradient of each parameter, and the random state afterwards."""
     model.zero_grad()
     torch.manual_seed(11)
     value = accumulate_gradients(
@@ -182,15 +222,15 @@ def gradients(model, loss, batch, budget, scaler=None):
     return value, found, torch.get_rng_state()
 
 
-def distance(found, expected):
-    """Of two gradients, relative to the length of the second."""
+def relative_distance(found, expected):
+    """The distance between two sets of named tensors, relative to the norm of the second."""
     assert found.keys() == expected.keys()
     difference = sum((found[n].double() - expected[n].double()).square().sum() for n in expected)
     return float((difference / sum(g.double().square().sum() for g in expected.values())).sqrt())
 
 
 def write_parquet(path, rows):
-    """``(query_id, doc_id, rank, score)`` rows as a Parquet run."""
+    """Write ``(query_id, doc_id, rank, score)`` rows as a Parquet run."""
     names = ("query_id", "doc_id", "rank", "score")
     columns = dict(zip(names, zip(*rows, strict=True), strict=True))
     pyarrow.parquet.write_table(pyarrow.table(columns), path)

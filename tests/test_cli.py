@@ -5,8 +5,11 @@ import os
 import signal
 import sys
 import zipfile
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
 from rankdistillm.cli import CONFIGS, PACKAGE, run_command
 from rankdistillm.errors import InputError
@@ -58,6 +61,8 @@ def job(monkeypatch):
 
     def run(function, *arguments):
         monkeypatch.setattr(sys, "argv", ["rerank", *arguments])
+        # As in a new process: an earlier command leaves its config behind.
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
         run_command(function, "rerank")
 
     return run
@@ -76,6 +81,54 @@ def test_a_sweep_reports_each_failed_job_and_runs_the_others(job, monkeypatch, t
         job(fail_at_2, "-m", "depth=1,2,3", "hydra.sweep.dir=sweep")
     assert ran == [1, 2, 3]
     assert end.value.code == "error: depth=2: 2 is too deep; take 1"
+
+
+@pytest.mark.parametrize(
+    ("made_before", "folder", "left"),
+    [
+        (None, "a/b/c", None),
+        ("a", "a/b/c", "a"),
+        ("a/b/c", "a/b/c", "a/b/c"),
+        ("a/b", "a/b/c/${hydra:job.name}", "a/b/c/cli"),  # a name that only the job knows
+        (None, "${hydra:job.name}", "cli"),
+    ],
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_of_unused_folders_only_those_that_the_command_made_are_removed(
+    made_before, folder, left, fails, job, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    if made_before:
+        (tmp_path / made_before).mkdir(parents=True)
+
+    def do(config):
+        if fails:
+            raise InputError("no")
+
+    with pytest.raises(SystemExit) if fails else nullcontext():
+        job(do, f"hydra.run.dir={folder}")
+    parts = [*Path(left).parents, Path(left)] if left else [Path()]
+    assert set(tmp_path.rglob("*")) == {tmp_path / part for part in parts} - {tmp_path}
+
+
+def test_jobs_of_a_sweep_leave_no_unused_folders(job, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        job(lambda config: None, "-m", "depth=1,2", "hydra.sweep.dir=a/b")
+        (tmp_path / "a/b/multirun.yaml").unlink()
+        assert not list(tmp_path.glob("a/b/*"))
+        (tmp_path / "a/b").rmdir()
+
+
+def test_a_folder_that_a_job_writes_into_stays(job, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def write(config):
+        Path("a/b/c").mkdir(parents=True)
+        Path("a/b/c/file").touch()
+
+    job(write, "hydra.run.dir=a/b/c")
+    assert (tmp_path / "a/b/c/file").exists()
 
 
 def test_the_environment_is_the_same_after_a_command(job, monkeypatch, tmp_path):

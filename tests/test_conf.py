@@ -84,6 +84,22 @@ def test_stages_choose_a_loss_and_the_command_line_wins():
     assert (config.epochs, config.data.train.list_size) == (7, 5)
 
 
+ASKING = [f"{group}={name}" for group in ("teacher", "ranking") for name in names(group)]
+
+
+@pytest.mark.parametrize("choice", ASKING)
+def test_teachers_and_rankings_compose(choice):
+    config = compose("teach", [choice])
+    instantiate(config.ranking)([])
+    if config.prompt is not None:
+        assert (CONFIGS / "prompts" / f"{config.prompt}.jinja").exists()
+    group, name = choice.split("=")
+    if group == "ranking":  # the teacher does not take it back
+        assert config.ranking == compose("teach", [choice, "teacher=local"]).ranking
+    elif name in ("yes_no", "query_likelihood", "cross_encoder"):
+        assert config.ranking._target_.endswith("pointwise")
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_has_a_config_with_all_its_settings(name):
     made = instantiate(compose("train", [f"loss={name}"]).loss)
@@ -96,7 +112,8 @@ def test_every_loss_has_a_config_with_all_its_settings(name):
 
 def test_every_config_of_a_loss_makes_one():
     targets = {name: compose("train", [f"loss={name}"]).loss._target_ for name in names("loss")}
-    assert targets.pop("weighted_sum") == "rankdistillm.losses.WeightedSum"
+    for several in ("weighted_sum", "mixed"):
+        assert targets.pop(several) == "rankdistillm.losses.WeightedSum"
     assert set(targets) == set(LOSSES)
 
 

@@ -19,18 +19,18 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("name", ["meta", "vulkan", "hpu"])
 def test_a_device_that_cannot_compute_is_refused(name):
-    with pytest.raises(InputError, match=f"device={name}: this torch cannot compute on it"):
+    with pytest.raises(InputError, match=f"device {name}: this torch cannot compute on it"):
         device_of(name)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", ""])
 def test_a_name_that_is_not_a_device_is_refused(name):
-    with pytest.raises(InputError, match=f"device={name} is not a device; use auto, cpu, cuda"):
+    with pytest.raises(InputError, match=f"unknown device '{name}'; use auto, cpu, cuda"):
         device_of(name)
 
 
 def test_a_cuda_device_that_torch_does_not_see_is_refused():
-    with pytest.raises(InputError, match=r"device=cuda:99: torch sees \d+ CUDA devices"):
+    with pytest.raises(InputError, match=r"device cuda:99: torch sees \d+ CUDA devices"):
         device_of("cuda:99")
 
 

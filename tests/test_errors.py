@@ -49,13 +49,13 @@ def test_long_values_are_quoted_without_their_middle():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "1", True, None, -0.5])
 def test_values_that_are_not_numbers_of_the_range_are_refused(value):
-    with pytest.raises(InputError, match=r"^rate=.* is not a number from 0 on"):
+    with pytest.raises(InputError, match=r"^rate=.* is not a number of at least 0"):
         check_number("rate", value, least=0)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, "1", True, None])
 def test_values_that_are_not_counts_are_refused(value):
-    with pytest.raises(InputError, match=r"^depth=.* is not a whole number from 1 on"):
+    with pytest.raises(InputError, match=r"^depth=.* is not a whole number above 0"):
         check_count("depth", value)
 
 

@@ -20,7 +20,7 @@ from rankdistillm.cli import CONFIGS, PACKAGE
 from rankdistillm.model.cross_encoder import CrossEncoder
 
 SEED = 20261128
-LINES = {"train": 130, "rerank": 100, "evaluate": 100}
+LINES = {"train": 130, "retrieve": 100, "rerank": 100, "evaluate": 100}
 SECONDS = 300  # the lines of a command take a tenth of it on a core of their own
 PROCESSES = 6
 
@@ -67,6 +67,7 @@ FIXED = {
         "data.queries=queries.tsv", "data.train.run=teacher.run", "data.train.list_size=2",
         "output=out", "max_steps=1",
     ],
+    "retrieve": ["data.docs=docs.tsv", "data.queries=queries.tsv", "output=out.run"],
     "rerank": [
         "model.path=student", "data.docs=docs.tsv", "data.queries=queries.tsv", "run=first.run",
         "output=out.run",
@@ -75,6 +76,7 @@ FIXED = {
 }  # fmt: skip
 SWAPPED = {
     "train": ["output", "model.path", "data.docs", "data.train.run", "data.train.qrels"],
+    "retrieve": ["output", "index", "data.queries", "data.docs", "language"],
     "rerank": ["output", "run", "data.queries", "data.docs", "model.path"],
     "evaluate": ["output", "table", "per_query", "plot", "qrels", "runs"],
 }
@@ -82,7 +84,7 @@ FILES_MADE = ("table", "per_query", "plot", "output")
 
 
 class StartedTraining(BaseException):
-    """Every check was passed: what would follow is the loop."""
+    """All checks have passed; the loop would follow."""
 
 
 def options_of(module: str) -> list[str]:
@@ -154,7 +156,7 @@ def command_line(module: str, options: list[str], rng: random.Random, world: str
 
 
 def judge(status: object, err: str) -> str | None:
-    """What is wrong with the end of a command; None if nothing."""
+    """Return a fault in how a command ended, or None."""
     if status == 0:
         return None
     lines = err.strip("\n").split("\n")
@@ -171,11 +173,16 @@ def lost(before: dict[str, object], folder: Path, line: list[str]) -> list[str]:
     """Files that are no longer what they were, but for an output that names one nobody reads."""
     after = snapshot(folder)
     changed = [name for name in before if after.get(name, "gone") != before[name]]
+    outputs = [option.lstrip("+").partition("=")[::2] for option in line]
+    written = {
+        (folder / value).parent.resolve() / Path(value).name
+        for option, value in outputs
+        if option in FILES_MADE
+    }
     return [
         name
         for name in changed
-        if sum(name in part for part in line) > 1
-        or not any(part.lstrip("+").split("=") in [[o, name] for o in FILES_MADE] for part in line)
+        if sum(name in part for part in line) > 1 or folder.resolve() / name not in written
     ]
 
 

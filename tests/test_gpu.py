@@ -14,7 +14,15 @@ from rankdistillm.model.reranker import Reranker
 from rankdistillm.training import gradients as gradients_module
 from rankdistillm.training.gradients import TokenBudget, step_gradients
 from rankdistillm.training.optim import make_optimizer, make_scaler, optimizer_step
-from tests.helpers import PAIRS, SIZES, distance, gradients, load_for_training, pack, training_data
+from tests.helpers import (
+    PAIRS,
+    SIZES,
+    compute_gradients,
+    load_for_training,
+    pack,
+    relative_distance,
+    training_data,
+)
 
 DEVICE = "cuda"
 
@@ -42,9 +50,9 @@ def test_scores_and_gradients_equal_those_of_a_cpu(
     assert scores.dtype == torch.float32
     assert (scores - expected).square().mean().sqrt() < tolerance * expected.std()
     if architecture in ("bert", "electra"):  # the batch is made with their tokeniser
-        _, gradient, _ = gradients(on_gpu.train(), ranknet_loss, batch, 10**6)
-        _, exact, _ = gradients(on_cpu.train(), ranknet_loss, batch, 10**6)
-        assert distance({n: g.cpu() for n, g in gradient.items()}, exact) < 4 * tolerance
+        _, gradient, _ = compute_gradients(on_gpu.train(), ranknet_loss, batch, 10**6)
+        _, exact, _ = compute_gradients(on_cpu.train(), ranknet_loss, batch, 10**6)
+        assert relative_distance({n: g.cpu() for n, g in gradient.items()}, exact) < 4 * tolerance
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -52,7 +60,7 @@ def test_half_precision_uses_the_layers_for_gpus(precision, batch, tiny_bert, ca
     model = load_for_training(tiny_bert, device=DEVICE, precision=precision)
     calls = calls_of(CudaLayer)
     for work in (
-        lambda: gradients(model, ranknet_loss, batch, 10**6),
+        lambda: compute_gradients(model, ranknet_loss, batch, 10**6),
         lambda: Reranker(model).score("tides", ["The tide.", "Bread."]),
     ):
         calls.clear()
@@ -64,7 +72,7 @@ def test_half_precision_uses_the_layers_for_gpus(precision, batch, tiny_bert, ca
 def test_gradient_caching_draws_the_same_dropout_twice(precision, tiny_bert):
     one_list = training_data(sizes=(12,), per_step=1, epochs=1, list_size=12).batch(0)
     model = load_for_training(tiny_bert, dropout=0.3, device=DEVICE, precision=precision)
-    cached_value, found, _ = gradients(model, ranknet_loss, one_list, 64)
+    cached_value, found, _ = compute_gradients(model, ranknet_loss, one_list, 64)
     model.zero_grad()
     torch.manual_seed(11)
     chunks = model.plan_chunks(one_list.pairs.lengths, 64)
@@ -75,11 +83,11 @@ def test_gradient_caching_draws_the_same_dropout_twice(precision, tiny_bert):
     value.backward()
     expected = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     assert float(cached_value) == pytest.approx(float(value), rel=1e-4)
-    assert distance(found, expected) < 1e-2
-    _, without, _ = gradients(
+    assert relative_distance(found, expected) < 1e-2
+    _, without, _ = compute_gradients(
         load_for_training(tiny_bert, device=DEVICE), ranknet_loss, one_list, 64
     )
-    assert distance(without, expected) > 0.1
+    assert relative_distance(without, expected) > 0.1
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # a prototype of torch
@@ -122,7 +130,7 @@ def test_an_overflow_in_fp16_skips_the_step(batch, tiny_bert):
 
 def test_a_step_that_does_not_fit_is_repeated_with_half_the_budget(batch, tiny_bert, monkeypatch):
     model = load_for_training(tiny_bert, dropout=0.3, device=DEVICE)
-    _, expected, _ = gradients(model, ranknet_loss, batch, 100)
+    _, expected, _ = compute_gradients(model, ranknet_loss, batch, 100)
     accumulate = gradients_module.accumulate_gradients
 
     def cramped(*given, token_budget, **options):
@@ -138,7 +146,7 @@ def test_a_step_that_does_not_fit_is_repeated_with_half_the_budget(batch, tiny_b
     step_gradients(model, ranknet_loss, batch, budget=budget, scaler=scaler)
     assert budget.tokens == 100
     found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    assert distance(found, expected) < 1e-5
+    assert relative_distance(found, expected) < 1e-5
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

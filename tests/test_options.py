@@ -12,16 +12,17 @@ from omegaconf import OmegaConf
 
 from rankdistillm.cli import CONFIGS, LONGEST, OneLine
 from rankdistillm.errors import InputError, check_flag
-from rankdistillm.options import EVALUATE, RERANK, TRAIN, check_options
+from rankdistillm.options import EVALUATE, RERANK, RETRIEVE, TRAIN, check_options
 
-CHECKS = {"train": TRAIN, "rerank": RERANK, "evaluate": EVALUATE}
+CHECKS = {"train": TRAIN, "retrieve": RETRIEVE, "rerank": RERANK, "evaluate": EVALUATE}
 GIVEN = {
     "train": ["+stage=distill", "output=out"],
+    "retrieve": ["data.docs=d", "data.queries=q", "output=o"],
     "rerank": ["model.path=m", "run=r", "output=o"],
     "evaluate": ["qrels=q", "runs={a: b}"],
 }
-# A loss checks its own options; a re-ranking uses only the texts of its data.
-ELSEWHERE = {"train": "loss.", "rerank": "data.", "evaluate": "-"}
+# A loss checks its own options; retrieving and re-ranking use only the texts of their data.
+ELSEWHERE = {"train": "loss.", "retrieve": "data.", "rerank": "data.", "evaluate": "-"}
 
 
 @cache
@@ -130,7 +131,8 @@ def test_an_argument_that_is_not_an_option_is_rejected(command):
 def test_help_shows_only_the_options_of_the_command_with_their_comments(module, command):
     result = command(module, "--help")
     assert result.status == 0
-    groups = {"train": {"model", "data", "loss", "+stage", "+recipe"}, "rerank": {"data"}}
+    groups = {"train": {"model", "data", "loss", "+stage", "+recipe"}}
+    groups |= {"retrieve": {"data"}, "rerank": {"data"}}
     _, _, rest = result.out.partition("Groups of options:\n")
     listed = {line.strip().partition("=")[0] for line in rest.partition("\n\n")[0].splitlines()}
     assert listed == groups.get(module, set())

@@ -36,6 +36,7 @@ def world(tiny_bert, tmp_path):
 EVALUATE = ["qrels=qrels.txt", "runs={a: first.run, b: sub/second.run}", "metrics=ndcg@10"]
 RERANK = ["model.path=mine/checkpoint", "data.docs=docs.tsv", "data.queries=queries.tsv"]
 RERANK += ["run=first.run"]
+RETRIEVE = ["data.docs=docs.tsv", "data.queries=queries.tsv"]
 TRAIN = ["+stage=distill", "model.path=mine/checkpoint", "data=local", "data.docs=docs.tsv"]
 TRAIN += ["data.queries=queries.tsv", "data.train.run=first.run", "data.train.list_size=2"]
 
@@ -61,6 +62,8 @@ TRAIN += ["data.queries=queries.tsv", "data.train.run=first.run", "data.train.li
                 "mine/checkpoint/config.json", "mine/checkpoint/model.safetensors",
             )
         ),
+        *(("retrieve", [*RETRIEVE, f"output={file}"]) for file in ("docs.tsv", "here/queries.tsv")),
+        ("retrieve", [*RETRIEVE, "output=new", "index=here/new"]),
         ("train", [*TRAIN, "output=mine"]),
         ("train", [*TRAIN, "output=here/mine"]),
         ("train", [*TRAIN, "output=mine", "resume=never"]),
@@ -94,7 +97,7 @@ def test_a_folder_that_no_training_wrote_is_rejected(name, resume, command, worl
     result = command("train", *TRAIN, "output=other", f"resume={resume}")
     (line,) = result.err.splitlines()
     assert line.startswith(f"error: other/{name.split('/')[0]}: not written by a training")
-    assert "choose another output, or move it" in line
+    assert "choose another output folder, or move it" in line
     assert world() == before
 
 
@@ -109,8 +112,8 @@ def trained(command, world, tmp_path):
     ("name", "said"),
     [
         ("checkpoint", "not a student that a training wrote"),
-        ("metrics.jsonl", "not a file, as a training writes it"),
-        ("state", "not a folder, as a training writes it"),
+        ("metrics.jsonl", "not a file, so no training wrote it"),
+        ("state", "not a folder, so no training wrote it"),
     ],
 )
 def test_other_files_under_the_names_of_a_training_stay(name, said, trained, world, tmp_path):
@@ -137,7 +140,7 @@ def test_starting_over_names_what_it_replaces_and_keeps_other_files(trained, tmp
     assert "from step 2" in trained().out
     result = trained("resume=never", "max_steps=1")
     assert result.status == 0, result.err
-    assert "resume=never: deleting the state of step 2" in result.out
+    assert "out: deleting the state of step 2" in result.out
     assert (out / "checkpoint/README.md").read_text() == "mine"
     assert {path.name for path in (out / "state").iterdir()} == {
         "1.pt", "notes.txt", "².pt", "007.pt", "8.pt",
@@ -161,6 +164,7 @@ def test_a_rejected_training_leaves_no_folder(wrong, output, command, world):
 def test_other_rejected_commands_leave_no_folder(command, world):
     before = world()
     assert command("rerank", *RERANK, "output=new/o.run", "run=nowhere").status != 0
+    assert command("retrieve", *RETRIEVE, "output=new/o.run", "index=new/index", "b=2").status != 0
     assert command("evaluate", *EVALUATE, "table=new/t.md", "baseline=c").status != 0
     assert world() == before
 
@@ -178,7 +182,7 @@ def test_lists_of_one_passage_are_rejected_with_the_reason(command, world, tmp_p
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["wandb.mode=online"], "wandb.mode=online needs an account"),
+        (["wandb.mode=online"], "wandb: the mode online needs an account"),
         (["wandb.mode=offline", "wandb.project=a/b"], "wandb: Invalid project name"),
         (["wandb.mode=online", "wandb.project=a:b"], "wandb: Invalid project name"),
     ],

@@ -184,7 +184,7 @@ def test_the_command_writes_the_run_of_the_class(output, command, student, files
         (["output=o.run", "model.doc_length=-1"], "model.doc_length=-1 is not a whole number"),
         (["output=o.run", "run=5"], "5: neither a file nor an ir_datasets id"),
         (["output=o.run", "data.docs=null"], "first.run, line 1: the doc_id a has no text"),
-        (["output=o.run", "model.path=nowhere"], "model.path=nowhere: no model could be loaded"),
+        (["output=o.run", "model.path=nowhere"], "nowhere: no model could be loaded"),
     ],
 )
 def test_bad_input_ends_in_one_line(arguments, said, command, student, files, tmp_path):
@@ -206,7 +206,7 @@ def test_ids_that_the_format_cannot_hold_are_rejected_before_scoring(
         docs.write("a b\ttext\n")
     given = [f"model.path={student}", *files[:3], "run=spaces.jsonl"]
     result = command("rerank", *given, "output=o.run")
-    assert "o.run: the id 'a b' cannot stand in a TREC run" in result.err
+    assert "o.run: the id 'a b' cannot be written to a TREC run" in result.err
 
 
 def test_a_bad_list_of_passages_is_rejected(reranker):

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from experiments.bench.memory import peak
 from rankdistillm.data.outputs import replacing
+from rankdistillm.data.qrels import read_qrels
 from rankdistillm.data.runs import Run
 
 COLLECTION = 8_841_823  # passages of MS MARCO
@@ -118,6 +119,9 @@ def measure(file: Path, qrels: Path, what: str) -> dict[str, Any]:
         timed("10,000 queries within the first 50", lambda: small.within(run, 50))
         timed("distinct doc_ids", run.doc_ids)
         timed("digest", run.digest)
+        judged = read_qrels(qrels)
+        timed("relevance of the judged passages", lambda: run.listed_relevance(judged))
+        timed("judged passages appended", lambda: run.with_relevant(judged))
     return {"rows": rows}
 
 

@@ -63,7 +63,7 @@ def make_encoder(folder: Path, architecture: str = "electra") -> Path:
 
 
 def make_student(folder: Path, encoder: Path, layout: str = "mono") -> Path:
-    """Save the encoder with a random head, in lightning-ir's format."""
+    """Save the encoder with a random head, in lightning-ir's layout."""
     torch.manual_seed(12)
     model = CrossEncoder.from_pretrained(encoder, query_length=8, doc_length=24, precision="fp32")
     folder.mkdir(parents=True, exist_ok=True)

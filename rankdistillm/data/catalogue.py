@@ -1,6 +1,6 @@
 """Look up collections by id: those of ir_datasets and the runs of the Rank-DistiLLM release.
 
-The release adds these data sets to ir_datasets:
+This module adds the data sets of the release to ir_datasets:
 
     msmarco-passage/train/rank-distillm-rankzephyr       RankZephyr over ColBERTv2, 10,000 queries
     msmarco-passage/train/rank-distillm-set-encoder      Set-Encoder over ColBERTv2, all queries

@@ -5,11 +5,12 @@ A hundred million rows fit into memory this way; Python objects for each row wou
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
 
-# Repeated passages are searched for in blocks of this many rows, to bound the memory.
+# Methods that look at every row do so in blocks of this many, to bound the memory.
 ROWS_AT_ONCE = 1 << 22
 
 
@@ -150,6 +151,36 @@ class Columns:
             last = max(first + 1, int(np.searchsorted(ends, before + ROWS_AT_ONCE, side="right")))
             yield first, last
             first = last
+
+    def listed(self) -> np.ndarray:
+        """int32 ``[distinct listed passages]``: their codes, by first appearance in the lists."""
+        is_listed = np.zeros(len(self.doc_ids), dtype=bool)
+        found = [np.empty(0, dtype=np.int32)]
+        for first, stop in self.blocks():
+            docs = self.docs[self.lists(slice(first, stop)).rows()]
+            new, first_rows = np.unique(docs[~is_listed[docs]], return_index=True)
+            found.append(new[np.argsort(first_rows)])
+            is_listed[new] = True
+        return np.concatenate(found)
+
+    def holds(self, docs: np.ndarray) -> np.ndarray:
+        """bool ``[lists]``: whether list i has the passage ``docs[i]``, a code."""
+        found = np.zeros(len(self.starts), dtype=bool)
+        for first, stop in self.blocks():
+            block = self.lists(slice(first, stop))
+            lists = np.repeat(np.arange(first, stop), block.lengths)
+            found[lists[self.docs[block.rows()] == docs[lists]]] = True
+        return found
+
+    def encode(self, doc_ids: Iterable[str]) -> Coded:
+        """Encode passages with the codes of these columns; unknown ones get the next codes."""
+        doc_ids = list(doc_ids)
+        wanted = dict.fromkeys(doc_ids)
+        code_of = {d: code for code, d in enumerate(self.doc_ids.tolist()) if d in wanted}
+        unknown = [d for d in wanted if d not in code_of]
+        code_of.update(zip(unknown, count(len(self.doc_ids))))
+        codes = np.array([code_of[d] for d in doc_ids], dtype=np.int32)
+        return Coded(codes, np.append(self.doc_ids, as_array(unknown)))
 
     def _first_with_repeats(self) -> np.ndarray:
         """The index of the first list with a repeated passage; int64 ``[0 or 1]``."""

@@ -16,7 +16,7 @@ from rankdistillm.errors import InputError, quoted
 
 # Scores become float32 targets and are written as float32.
 LARGEST_SCORE = float(np.finfo(np.float32).max)
-WHOLE = re.compile(r"[+-]?[0-9]+")
+INTEGER = re.compile(r"[+-]?[0-9]+")
 DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 N = TypeVar("N", int, float)
 NUMBERS = (int, float, Decimal, np.integer, np.floating)
@@ -29,13 +29,13 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     unreadable, cut off, not UTF-8 or empty.
     """
     number = 0
-    anything = False
+    is_empty = True
     try:
         with _open(path) as file:
             for number, line in enumerate(file, 1):
                 line = line.rstrip("\r\n")
                 if line.strip():
-                    anything = True
+                    is_empty = False
                     yield number, line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(
@@ -49,7 +49,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if not anything:
+    if is_empty:
         raise InputError(f"{path}: the file is empty; expected one entry a line")
 
 
@@ -67,7 +67,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def text_of(value: Any, name: str, where: str) -> str:
-    """Parse an id or text from a typed file: a string, UTF-8 bytes or an integer.
+    """Parse an id or text from a typed file (JSONL, Parquet): a string, UTF-8 bytes or an integer.
 
     Raises `InputError` for anything else, such as a list or 1.0 (an id that would match nothing),
     and for a lone surrogate, which JSON can spell but UTF-8 cannot.
@@ -99,16 +99,16 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def whole_of(value: Any, name: str, where: str) -> int:
-    """Parse a rank or relevance: a 64-bit integer.
+def integer_of(value: Any, name: str, where: str) -> int:
+    """Parse a rank or relevance as a 64-bit integer.
 
-    In a string (or UTF-8 bytes) it is an optional sign and the digits 0 to 9. Raises `InputError`
-    for anything else.
+    ``value`` is a whole number, or a string (or UTF-8 bytes) of digits 0 to 9 with an optional
+    sign. Raises `InputError` for anything else.
     """
     if type(value) is int and -(2**63) <= value < 2**63:
-        return value  # the usual case of JSONL and Parquet, made fast
+        return value  # a shortcut for the usual case of JSONL and Parquet
     value = _decoded(value)
-    number = _number(value, WHOLE, int)
+    number = _number(value, INTEGER, int)
     # int() would cut 2.5 to 2.
     if number is None or (number != value and not isinstance(value, str)):
         raise InputError(
@@ -125,11 +125,11 @@ def whole_of(value: Any, name: str, where: str) -> int:
 def score_of(value: Any, name: str, where: str) -> float:
     """Parse a score as float64; it must lie in the range of float32.
 
-    In a string (or UTF-8 bytes) it is a decimal number in the digits 0 to 9 with an optional sign,
+    ``value`` is a number, or a string (or UTF-8 bytes) of digits 0 to 9 with an optional sign,
     point and exponent. Raises `InputError` for anything else, infinity and NaN included.
     """
     if type(value) is float and abs(value) <= LARGEST_SCORE:
-        return value  # the usual case, as in `whole_of`
+        return value  # the usual case, as in `integer_of`
     value = _decoded(value)
     number = _number(value, DECIMAL, float)
     if number is None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from rankdistillm.data import parquet
 from rankdistillm.data.columns import Coded, Columns
-from rankdistillm.data.files import json_lines, numbered_lines, score_of, suffix_of, whole_of
+from rankdistillm.data.files import integer_of, json_lines, numbered_lines, score_of, suffix_of
 from rankdistillm.data.outputs import replacing
 from rankdistillm.data.rows import SPELLINGS, Row, RunRows, at, column_positions, columns_of, row_of
 from rankdistillm.errors import InputError, quoted
@@ -78,7 +78,7 @@ def _trec_rows(path: Path) -> Iterator[Row]:
         query_id, _, doc_id, rank, score, _ = values
         where = at(path, line)
         yield Row(
-            line, query_id, doc_id, whole_of(rank, "rank", where), score_of(score, "score", where)
+            line, query_id, doc_id, integer_of(rank, "rank", where), score_of(score, "score", where)
         )
 
 
@@ -95,14 +95,14 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 
 def check_ids(path: Path, ids: Iterable[str]) -> None:
-    """Raises `InputError` for an id that the format of ``path`` cannot hold (TREC: spaces)."""
+    """Raises `InputError` for an id that the format of ``path`` cannot hold: in TREC, a space."""
     if suffix_of(path) in (".parquet", ".jsonl", ".json"):
         return
     for identifier in ids:
         if len(identifier.split()) != 1:
             raise InputError(
-                f"{path}: the id {quoted(repr(identifier))} cannot stand in a TREC run, whose "
-                "columns are separated by white space; write a .jsonl"
+                f"{path}: the id {quoted(repr(identifier))} cannot be written to a TREC run, "
+                "whose columns are separated by white space; write a .jsonl"
             )
 
 

@@ -1,4 +1,4 @@
-"""Write outputs safely: beside their final name, then renamed, and never over an input."""
+"""Write outputs safely: beside the final name, then renamed; never over inputs or each other."""
 
 import errno
 import os
@@ -88,8 +88,8 @@ def keep_apart(
 ) -> None:
     """Raises `InputError` if writing an output would destroy an input or another output.
 
-    Each is a pair: what the user wrote, such as ``output=x``, and the path or id. Links are
-    followed, and a folder stands for everything in it.
+    Each is a pair: the name that the message uses, such as ``output=x``, and the path or id. Links
+    are followed, and a folder stands for everything in it.
     """
     read = list(inputs)
     for i, (wanted, output) in enumerate(outputs):
@@ -129,7 +129,7 @@ def locked(folder: Path) -> Iterator[Path]:
             lock.acquire()
     except Timeout as error:
         raise InputError(
-            f"{folder}: another training writes there; wait for its end, or choose another output"
+            f"{folder}: another process writes there; wait until it ends, or choose another folder"
         ) from error
     try:
         yield folder

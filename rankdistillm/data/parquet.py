@@ -1,6 +1,7 @@
 """Runs in Parquet, read column by column: a hundred million rows in a minute.
 
-Files with texts, numbers of unusual types or faults are read row by row, which also locates errors.
+Files that also hold query or passage texts, unusual number types or invalid values are read row by
+row, which locates errors.
 """
 
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def read_columns(path: Path) -> RunRows | None:
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, _LookAtRowsError):
         return None
     ranks, scores = numbers.get("rank"), numbers.get("score")
-    if ranks is not None and not _are_whole(ranks):
+    if ranks is not None and not _are_integers(ranks):
         return None
     if scores is not None:
         if scores.dtype not in (np.float32, np.float64):
@@ -60,7 +61,7 @@ def column_names(schema: Any, path: Path) -> dict[str, str]:
     for name, found in names.items():
         kind = schema.field(found).type
         is_number = name in NUMBERS
-        if not (_holds_texts(kind) or _holds_numbers(kind, whole=not is_number)):
+        if not (_holds_texts(kind) or _holds_numbers(kind, integers_only=not is_number)):
             raise InputError(
                 f"{path}: the column {found} holds {quoted(str(kind))}; write it as "
                 f"{'numbers' if is_number else 'texts'}"
@@ -81,13 +82,13 @@ def _holds_texts(kind: Any) -> bool:
     )
 
 
-def _holds_numbers(kind: Any, *, whole: bool) -> bool:
-    """Whether this Arrow type holds numbers, or integers if ``whole``; an empty column does."""
+def _holds_numbers(kind: Any, *, integers_only: bool) -> bool:
+    """Whether this Arrow type holds numbers; the type of an empty column counts."""
     from pyarrow import types
 
     if types.is_null(kind) or types.is_integer(kind):
         return True
-    return not whole and (types.is_floating(kind) or types.is_decimal(kind))
+    return not integers_only and (types.is_floating(kind) or types.is_decimal(kind))
 
 
 def _read_ids(file: Any, name: str) -> Coded:
@@ -134,7 +135,7 @@ def _batches(file: Any, name: str) -> Iterator[Any]:
         raise _LookAtRowsError
 
 
-def _are_whole(ranks: np.ndarray) -> bool:
+def _are_integers(ranks: np.ndarray) -> bool:
     """Whether the ranks are 64-bit integers."""
     if ranks.dtype.kind == "i":
         return True

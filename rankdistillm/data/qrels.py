@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 from rankdistillm.data.catalogue import load_ir_dataset
-from rankdistillm.data.files import numbered_lines, whole_of
+from rankdistillm.data.files import integer_of, numbered_lines
 from rankdistillm.data.runs import Run
 from rankdistillm.errors import InputError, quoted
 
@@ -40,7 +40,7 @@ def read_qrels(source: str | Path) -> Qrels:
                 f"{source}, line {line}: passage {quoted(doc_id)} is judged twice for query "
                 f"{quoted(query_id)}; keep one of the two lines"
             )
-        judged[doc_id] = whole_of(relevance, "relevance", f"{source}, line {line}")
+        judged[doc_id] = integer_of(relevance, "relevance", f"{source}, line {line}")
     return qrels
 
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from rankdistillm.data.columns import Coded
-from rankdistillm.data.files import score_of, text_of, whole_of
+from rankdistillm.data.files import integer_of, score_of, text_of
 from rankdistillm.errors import InputError, quoted
 
-# How the field spells the columns; the first spelling is ours.
+# The spellings of each column in files of other tools; the first one is ours.
 SPELLINGS = {
     "query_id": ("query_id", "qid"),
     "doc_id": ("doc_id", "docid", "docno"),
@@ -77,7 +77,7 @@ def column_positions(found: list[str], where: str) -> dict[str, int]:
         )
     for i in positions.values():
         if found.count(found[i]) > 1:
-            raise InputError(f"{where}: the column {found[i]} stands there twice; remove one")
+            raise InputError(f"{where}: the column {found[i]} appears twice; remove one")
     return positions
 
 
@@ -94,7 +94,7 @@ def row_of(line: int, record: Mapping[str, Any], where: str) -> Row:
         line,
         text_of(record["query_id"], "query_id", where),
         text_of(record["doc_id"], "doc_id", where),
-        None if rank is None else whole_of(rank, "rank", where),
+        None if rank is None else integer_of(rank, "rank", where),
         None if score is None else score_of(score, "score", where),
         None if query is None else text_of(query, "query", where),
         None if text is None else text_of(text, "text", where),
@@ -119,26 +119,26 @@ def columns_of(rows: Iterable[Row], queries: set[str] | None = None) -> RunRows:
     return RunRows(
         Coded.of(query_ids),
         Coded.of(doc_ids),
-        _whole_numbers(ranks),
-        _scores(scores),
+        _rank_column(ranks),
+        _score_column(scores),
         query_texts,
         doc_texts,
     )
 
 
-def _whole_numbers(ranks: list[int | None]) -> np.ndarray | None:
-    """Ranks as int64; if some are missing, floats in the same order, NaN for the missing ones."""
+def _rank_column(ranks: list[int | None]) -> np.ndarray | None:
+    """Ranks as int64; if some are missing, floats that order alike, with NaN for the missing."""
     present = np.array([rank is not None for rank in ranks], dtype=bool)
     numbers = np.array([rank for rank in ranks if rank is not None], dtype=np.int64)
     if present.all() or not present.any():
         return numbers if len(numbers) else None
+    # Floats cannot tell large ranks apart, so number the distinct ranks.
     ordinals = np.full(len(ranks), np.nan)
-    # Their ordinals, because floats cannot tell large ranks apart.
     ordinals[present] = np.unique(numbers, return_inverse=True)[1]
     return ordinals
 
 
-def _scores(scores: list[float | None]) -> np.ndarray | None:
+def _score_column(scores: list[float | None]) -> np.ndarray | None:
     numbers = np.array(scores, dtype=np.float64)  # None becomes NaN
     return None if np.isnan(numbers).all() else numbers
 
@@ -161,8 +161,8 @@ def refuse_list(rows: Iterable[Row], query_id: str, source: str | Path) -> NoRet
     for above, row in zip([rows[0], *rows], rows, strict=False):
         if row.doc_id in seen:
             raise InputError(
-                f"{at(source, row.line)}: passage {quoted(row.doc_id)} stands twice in the list of "
-                f"query {quoted(query_id)}; keep one of the two lines"
+                f"{at(source, row.line)}: passage {quoted(row.doc_id)} appears twice in the list "
+                f"of query {quoted(query_id)}; keep one of the two lines"
             )
         seen.add(row.doc_id)
         if has_ranks and has_scores:

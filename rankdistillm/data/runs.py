@@ -4,12 +4,13 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 
 from rankdistillm.data import catalogue
-from rankdistillm.data.columns import Coded, Columns, UnsoundListError, as_array, order_by_score
+from rankdistillm.data.columns import Coded, Columns, UnsoundListError, order_by_score
 from rankdistillm.data.files import LARGEST_SCORE, is_utf8
 from rankdistillm.data.formats import check_ids, read_columns, read_rows, write_run
 from rankdistillm.data.rows import Row, at, columns_of, refuse_list
@@ -20,7 +21,8 @@ from rankdistillm.errors import InputError, check_count, quoted
 class RankedList:
     """The passages of one query, best first: ``doc_ids[0]`` has rank 1.
 
-    ``scores`` is float64 ``[len(doc_ids)]`` and never increases.
+    ``scores`` is float64 ``[len(doc_ids)]`` and never increases; NaN, at the end of a list, marks a
+    passage that was added without a rank (`Run.with_relevant`).
     """
 
     doc_ids: tuple[str, ...]
@@ -130,20 +132,18 @@ class Run(Mapping[str, RankedList]):
 
     def listed_relevance(self, qrels: Mapping[str, Mapping[str, int]]) -> dict[str, list[int]]:
         """For each query, the relevance of the judged passages in its list, 0 if negative."""
-        columns = self._columns
-        judged = {doc_id for query_id in self for doc_id in qrels.get(query_id, ())}
-        codes = {d: code for code, d in enumerate(columns.doc_ids) if d in judged}
-        found: dict[str, list[int]] = {}
-        for query_id, start, stop in zip(
-            columns.query_ids, columns.starts, columns.stops, strict=True
-        ):
-            docs = columns.docs[start:stop]
-            found[query_id] = [
-                max(0, relevance)
-                for doc_id, relevance in qrels.get(query_id, {}).items()
-                if doc_id in codes and (docs == codes[doc_id]).any()
-            ]
-        return found
+        judged = [
+            (i, doc_id, max(0, relevance))
+            for i, query_id in enumerate(self)
+            for doc_id, relevance in qrels.get(query_id, {}).items()
+        ]
+        lists = np.array([i for i, _, _ in judged], dtype=np.int64)
+        docs = self._columns.encode(doc_id for _, doc_id, _ in judged)
+        is_listed = self._columns.lists(lists).holds(docs.codes)
+        found: list[list[int]] = [[] for _ in self]
+        for i, _, relevance in compress(judged, is_listed):
+            found[i].append(relevance)
+        return dict(zip(self, found, strict=True))
 
     @classmethod
     def read(cls, source: str | Path, *, queries: set[str] | None = None) -> "Run":
@@ -169,6 +169,11 @@ class Run(Mapping[str, RankedList]):
         except UnsoundListError as error:
             refuse_list(_rows(source), error.query_id, source)
         return cls._of(columns, str(source), read.query_texts, read.doc_texts)
+
+    @classmethod
+    def from_columns(cls, columns: Columns, *, source: str = "run") -> "Run":
+        """A run of ranked lists that are columns already."""
+        return cls._of(columns, source)
 
     @classmethod
     def from_scores(
@@ -210,10 +215,25 @@ class Run(Mapping[str, RankedList]):
         write_run(Path(path), self._columns, tag)
 
     def digest(self) -> str:
-        """A hash of the ids and their order; scores and texts do not count."""
+        """A hash of the ids and their order; scores and texts do not count.
+
+        Each id is hashed once and the lists as codes, because looking up the id of every row takes
+        several times as long. Passages are numbered by first appearance in the lists, because the
+        codes of equal runs may differ.
+        """
+        columns = self._columns
+        listed = columns.listed()
+        number_of = np.empty(len(columns.doc_ids), dtype=np.int32)
+        number_of[listed] = np.arange(len(listed))
         digest = hashlib.blake2b(digest_size=8)
-        for query_id, doc_ids in self._lists():
-            digest.update("\t".join((query_id, *doc_ids, "\n")).encode("utf-8", "replace"))
+        for ids in (columns.query_ids, columns.doc_ids[listed]):
+            # The lengths distinguish the ids "ab", "c" from "a", "bc".
+            digest.update(np.array([len(ids), *map(len, ids)], dtype=np.int64).tobytes())
+            digest.update("".join(ids).encode())
+        digest.update(columns.lengths.tobytes())
+        for first, stop in columns.blocks():
+            rows = columns.lists(slice(first, stop)).rows()
+            digest.update(number_of[columns.docs[rows]].tobytes())
         return digest.hexdigest()
 
     def check_writable(self, path: str | Path) -> None:
@@ -248,17 +268,17 @@ class Run(Mapping[str, RankedList]):
         # Both dictionaries may be those of much larger runs.
         own = Coded(columns.docs[columns.rows()], columns.doc_ids).compact()
         theirs = Coded(top.docs[top.rows()], top.doc_ids).compact()
-        code_of = {doc_id: code for code, doc_id in enumerate(own.ids)}
-        translation = np.array([code_of.get(d, -1) for d in theirs.ids], dtype=np.int64)
-        # For each passage, the last list that had it in its top. The last entry collects passages
-        # that this run lacks.
-        seen_in = np.full(len(own.ids) + 1, -1)
+        code_of = {doc_id: code for code, doc_id in enumerate(theirs.ids.tolist())}
+        translation = np.array([code_of.get(d, -1) for d in own.ids.tolist()], dtype=np.int32)
+        # For each passage, the last list that had it in its top. The last entry stands for the
+        # passages that are in no top.
+        seen_in = np.full(len(theirs.ids) + 1, -1)
         kept = []
         lists = np.split(own.codes, np.cumsum(columns.lengths)[:-1])
-        tops = np.split(translation[theirs.codes], np.cumsum(top.lengths)[:-1])
+        tops = np.split(theirs.codes, np.cumsum(top.lengths)[:-1])
         for i, (query_id, listed, wanted) in enumerate(zip(self, lists, tops, strict=False)):
             seen_in[wanted] = i
-            kept.append(seen_in[listed] == i)
+            kept.append(seen_in[translation[listed]] == i)
             if not kept[-1].any():
                 raise InputError(
                     f"{self.where(query_id)}: no passage of query {quoted(query_id)} is in the top "
@@ -283,23 +303,44 @@ class Run(Mapping[str, RankedList]):
         return self.select(shuffled[:num_queries].tolist())
 
     def with_relevant(self, qrels: Mapping[str, Mapping[str, int]]) -> "Run":
-        """Append the judged positives that a list lacks below its last passage."""
+        """Append the judged positives that a list lacks, with NaN scores: they are not ranked."""
         columns = self._columns
-        code_of = {doc_id: code for code, doc_id in enumerate(columns.doc_ids)}
-        docs, scores = [], []
-        for query_id, start, stop in zip(
-            columns.query_ids, columns.starts, columns.stops, strict=True
-        ):
-            listed = columns.docs[start:stop]
-            positives = (d for d, relevance in qrels.get(query_id, {}).items() if relevance > 0)
-            relevant = np.array([code_of.setdefault(d, len(code_of)) for d in positives], np.int32)
-            missing = relevant[~np.isin(relevant, listed)]
-            below = columns.scores[stop - 1] - np.arange(1.0, len(missing) + 1)
-            docs.append(np.concatenate([listed, missing]))
-            scores.append(np.concatenate([columns.scores[start:stop], below]))
-        coded = Coded(np.concatenate(docs), as_array(list(code_of)))
+        positives = [
+            (i, doc_id)
+            for i, query_id in enumerate(self)
+            for doc_id, relevance in qrels.get(query_id, {}).items()
+            if relevance > 0
+        ]
+        lists = np.array([i for i, _ in positives], dtype=np.int64)
+        docs = columns.encode(doc_id for _, doc_id in positives)
+        is_missing = ~columns.lists(lists).holds(docs.codes)
+        lists, missing = lists[is_missing], docs.codes[is_missing]
+        rows, ends = columns.rows(), np.cumsum(columns.lengths)[lists]
         return self._with(
-            Columns.from_lists(columns.query_ids, map(len, docs), coded, np.concatenate(scores))
+            Columns.from_lists(
+                columns.query_ids,
+                columns.lengths + np.bincount(lists, minlength=len(self)),
+                Coded(np.insert(columns.docs[rows], ends, missing), docs.ids),
+                np.insert(columns.scores[rows].astype(np.float64), ends, np.nan),
+            )
+        )
+
+    def ranked(self) -> "Run":
+        """Without the passages that have no rank (`with_relevant`)."""
+        columns = self._columns
+        rows = columns.rows()
+        scores = columns.scores[rows]
+        kept = ~np.isnan(scores)
+        if kept.all():
+            return self
+        lists = np.repeat(np.arange(len(self)), columns.lengths)
+        return self._with(
+            Columns.from_lists(
+                columns.query_ids,
+                np.bincount(lists[kept], minlength=len(self)),
+                Coded(columns.docs[rows][kept], columns.doc_ids),
+                scores[kept],
+            )
         )
 
     def select(self, queries: Iterable[str]) -> "Run":

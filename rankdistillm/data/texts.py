@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rankdistillm.data.catalogue import collection_of, load_ir_dataset
 from rankdistillm.data.files import json_lines, numbered_lines, suffix_of, text_of
@@ -28,22 +28,44 @@ def read_texts(
 
     Raises `InputError` with file and line for a malformed line and for a repeated id.
     """
-    path = Path(source)
-    if not path.exists():
+    if not Path(source).exists():
         return _from_ir_datasets(str(source), kind, wanted)
-    is_json = suffix_of(path) in (".jsonl", ".json")
-    entries = _jsonl_entries(path, kind) if is_json else _tsv_entries(path)
     texts: dict[str, str] = {}
-    for line, identifier, text in entries:
+    for line, identifier, text in _file_entries(Path(source), kind):
         if wanted is not None and identifier not in wanted:
             continue
         if identifier in texts:
-            raise InputError(
-                f"{path}, line {line}: the {kind}_id {quoted(identifier)} stands twice; keep one "
-                "of the two"
-            )
+            raise _repeated(source, line, kind, identifier)
         texts[identifier] = text
     return texts
+
+
+def iterate_texts(source: str | Path, kind: Kind) -> Iterator[tuple[str, str]]:
+    """Yield ``(id, text)`` from a source of `read_texts`, which would hold all texts in memory.
+
+    Raises `InputError` as `read_texts` does.
+    """
+    if not Path(source).exists():
+        yield from _iterate_ir_datasets(str(source), kind)
+        return
+    seen: set[str] = set()
+    for line, identifier, text in _file_entries(Path(source), kind):
+        if identifier in seen:
+            raise _repeated(source, line, kind, identifier)
+        seen.add(identifier)
+        yield identifier, text
+
+
+def _file_entries(path: Path, kind: Kind) -> Iterator[tuple[int, str, str]]:
+    is_json = suffix_of(path) in (".jsonl", ".json")
+    return _jsonl_entries(path, kind) if is_json else _tsv_entries(path)
+
+
+def _repeated(source: str | Path, line: int, kind: Kind, identifier: str) -> InputError:
+    return InputError(
+        f"{source}, line {line}: the {kind}_id {quoted(identifier)} appears twice; keep one of the "
+        "two"
+    )
 
 
 def texts_of_run(
@@ -74,10 +96,10 @@ def texts_of_run(
     return query_texts, doc_texts
 
 
-def _remedy(option: str, given: object) -> str:
+def _remedy(name: str, given: object) -> str:
     if given:
-        return f"add it there, or point data.{option} to the collection that the run ranks"
-    return f"set data.{option}=FILE_OR_IR_DATASETS_ID"
+        return f"add it there, or set {name} to those of the collection that the run ranks"
+    return f"set {name} to a file or an ir_datasets id"
 
 
 def _tsv_entries(path: Path) -> Iterator[tuple[int, str, str]]:
@@ -110,17 +132,23 @@ def _jsonl_entries(path: Path, kind: Kind) -> Iterator[tuple[int, str, str]]:
 def _from_ir_datasets(
     identifier: str, kind: Kind, wanted: Collection[str] | None
 ) -> dict[str, str]:
+    if kind == "doc" and wanted is not None:
+        docs = _ir_dataset(identifier, kind).docs_store().get_many(list(wanted))
+        return {doc_id: doc.default_text() for doc_id, doc in docs.items()}
+    entries = _iterate_ir_datasets(identifier, kind)
+    return {i: text for i, text in entries if wanted is None or i in wanted}
+
+
+def _iterate_ir_datasets(identifier: str, kind: Kind) -> Iterator[tuple[str, str]]:
+    dataset = _ir_dataset(identifier, kind)
+    entries = dataset.queries_iter() if kind == "query" else dataset.docs_iter()
+    for entry in entries:
+        yield getattr(entry, f"{kind}_id"), entry.default_text()
+
+
+def _ir_dataset(identifier: str, kind: Kind) -> Any:
     dataset = load_ir_dataset(identifier, f"a file of {kind} texts, or a data set with them")
-    if kind == "query":
-        if not dataset.has_queries():
-            raise InputError(f"{identifier}: this ir_datasets id has no queries")
-        return {
-            query.query_id: query.default_text()
-            for query in dataset.queries_iter()
-            if wanted is None or query.query_id in wanted
-        }
-    if not dataset.has_docs():
-        raise InputError(f"{identifier}: this ir_datasets id has no docs")
-    if wanted is None:
-        return {doc.doc_id: doc.default_text() for doc in dataset.docs_iter()}
-    return {i: d.default_text() for i, d in dataset.docs_store().get_many(list(wanted)).items()}
+    if not (dataset.has_queries() if kind == "query" else dataset.has_docs()):
+        plural = "queries" if kind == "query" else "docs"
+        raise InputError(f"{identifier}: this ir_datasets id has no {plural}")
+    return dataset

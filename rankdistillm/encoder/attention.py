@@ -8,8 +8,6 @@ nothing else is padded. The flash kernel has no dropout of attention probabiliti
 layers use a faster kernel (`rankdistillm.encoder.cuda`), which has no such dropout either.
 """
 
-import inspect
-from functools import cache
 from typing import Any
 
 import torch
@@ -30,8 +28,7 @@ def use_packed_attention(model: Any) -> bool:
     if model.config.model_type not in MODEL_TYPES:
         return False
     model.set_attn_implementation(NAME)
-    # ModernBERT in transformers 5.0 to 5.6 silently keeps another implementation.
-    return model.config._attn_implementation == NAME
+    return True
 
 
 def packed_attention(
@@ -73,7 +70,7 @@ def attend(
     """
     # Under autocast, rotary positions turn queries and keys into float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    if _has_flash(value) and (window is None or "window_size" in _flash_parameters()):
+    if _has_flash(value):
         return _flash_attention(query, key, value, segments, scaling, window)
     parts = segments.low_rectangles if value.dtype.itemsize == 2 else segments.rectangles
     sizes = [part.num_tokens for part in parts]
@@ -94,18 +91,7 @@ def _has_flash(value: Tensor) -> bool:
         and value.dtype in (torch.bfloat16, torch.float16)
         and value.shape[-1] % 8 == 0
         and torch.cuda.get_device_capability(value.device) >= (8, 0)
-        and bool(_flash_parameters())
     )
-
-
-@cache
-def _flash_parameters() -> tuple[str, ...]:
-    """The parameter names of torch's variable-length attention; empty where torch has none."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return ()
-    return tuple(inspect.signature(varlen_attn).parameters)
 
 
 def _flash_attention(
@@ -116,15 +102,14 @@ def _flash_attention(
     scaling: float,
     window: int | None,
 ) -> Tensor:
+    # Imported on first use: it takes more than two seconds, and only a GPU needs it.
     from torch.nn.attention.varlen import varlen_attn
 
-    options: dict[str, Any] = {} if window is None else {"window_size": (window, window)}
-    if "scale" in _flash_parameters():
-        options["scale"] = scaling
-    else:  # torch 2.10 always scales by 1 / √(head size)
-        query = query * (scaling * query.shape[-1] ** 0.5)
-    bounds, longest = segments.bounds, segments.longest
-    context: Any = varlen_attn(query, key, value, bounds, bounds, longest, longest, **options)
+    lengths = (segments.bounds, segments.bounds, segments.longest, segments.longest)
+    reach = -1 if window is None else window  # -1: everywhere
+    context: Any = varlen_attn(
+        query, key, value, *lengths, scale=scaling, window_size=(reach, reach)
+    )
     return context
 
 

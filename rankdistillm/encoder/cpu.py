@@ -1,9 +1,9 @@
 """BERT-like layers in bf16 on a CPU, for scoring without gradients.
 
 A linear layer, its bias and the GELU or residual sum after it are one call of oneDNN, which rounds
-the result once; states stay in bf16 between layers. The calls
-(``torch.ops.mkldnn._linear_pointwise``, as of torch 2.13) are made for torch's compiler and not
-public. Where they are missing, the layers of `rankdistillm.encoder.layers` run instead.
+the result once; states stay in bf16 between layers. The operator
+(``torch.ops.mkldnn._linear_pointwise``, as of torch 2.13) is meant for torch's compiler and not
+public. Where it is missing, the layers of `rankdistillm.encoder.layers` run instead.
 """
 
 from functools import cache

@@ -1,13 +1,15 @@
 """BERT-like layers in half precision on a GPU.
 
-Between matrix products a GPU is memory-bound, and on small batches launch-bound. So the query, key
-and value projections are one product; everything between the products is one pass over memory each
-way, by the Triton kernels of `rankdistillm.encoder.kernels` (attention; bias and GELU; bias,
-dropout, residual sum and layer norm); and each half of a layer is a `torch.autograd.Function` with
-its backward pass written out, which issues fewer operations than autograd records.
+Between matrix products a GPU is memory-bound, and on small batches launch-bound. So:
+
+- The query, key and value projections are one product.
+- Everything between the products is one pass over memory each way, by the Triton kernels of
+  `rankdistillm.encoder.kernels`: attention; bias and GELU; bias, dropout, residual sum and norm.
+- Each half of a layer is a `torch.autograd.Function` with its backward pass written out, which
+  issues fewer operations than autograd records.
 
 Precision is autocast's: products in half precision; the residual stream, its normalisation and its
-gradients in float32. Of what the backward pass needs, only the normalised states are kept in half
+gradients in float32. For the backward pass of a norm, only the normalised states are kept, in half
 precision. The attention kernel has no dropout: ``attention_probs_dropout_prob`` is not applied,
 other dropout is.
 """

@@ -1,12 +1,15 @@
 """BERT-like layers on a row of packed pairs; the last layer for first tokens only.
 
 Only the first token of each pair reaches the head. So the last layer computes queries, output
-projection and feed-forward for first tokens alone. Nor does it project every token to a key and a
-value. Keys: q·(W h + b) = (Wᵀ q)·h + q·b, so W is applied once per pair, to its one query, instead
-of once per token h. Values: Σ w (W h + b) = W (Σ w h) + b Σ w, so W is applied once, to the
-weighted sum. This is exact: the first token's state is the one of the full layer. The exception is
-half precision on a GPU: all keys and values are projected there, with the usual rounding, which is
-faster than padding rectangles for these products.
+projection and feed-forward for first tokens alone. It does not project every token to a key and a
+value either:
+
+- keys: q·(W h + b) = (Wᵀ q)·h + q·b, so W is applied once per pair, to its one query, instead of
+  once per token h;
+- values: Σ w (W h + b) = W (Σ w h) + b Σ w, so W is applied once, to the weighted sum.
+
+The result is exact. In half precision on a GPU, all keys and values are projected: there, these
+products would need padding, which takes longer.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Metrics of a run, computed by ranx on rankings whose ties are broken as in trec_eval.
+"""Metrics and fusion of runs, computed by ranx on rankings whose ties are broken as in trec_eval.
 
 No other module touches ranx.
 """
@@ -7,16 +7,18 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
 from rankdistillm.data.qrels import Qrels, check_overlap
 from rankdistillm.data.runs import RankedList, Run
-from rankdistillm.errors import InputError
+from rankdistillm.errors import InputError, quoted
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,15 @@ NAMES = (
 METRIC = re.compile(r"(?P<name>.+?)(@(?P<cutoff>[1-9][0-9]*))?(-l(?P<level>[1-9][0-9]*))?")
 LARGEST_FLOAT = int(sys.float_info.max)
 LARGEST = 10**9  # cut-off and level; ranx computes with 64 bits
+# Fusion methods of ranx that need no training on judgements. The first ones see ranks alone.
+FUSED_BY_RANK = (
+    "rrf", "isr", "log_isr", "logn_isr", "rbc", "bordafuse", "w_bordafuse", "condorcet",
+    "w_condorcet",
+)  # fmt: skip
+FUSED_BY_SCORE = (
+    "min", "max", "med", "sum", "anz", "mnz", "gmnz", "wsum", "wmnz", "mixed",
+)  # fmt: skip
+NORMS = ("min-max", "max", "sum", "zmuv", "rank", "borda")
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ def evaluate_run(run: Run, qrels: Qrels, metrics: Sequence[str]) -> RunMetrics:
     """
     parsed = {metric: parse_metric(metric) for metric in metrics}
     if not parsed:
-        raise InputError("no metrics to compute; give some, for example metrics=[ndcg@10,mrr@10]")
+        raise InputError("no metrics to compute; give some, for example ndcg@10 and mrr@10")
     check_overlap(run, qrels)
     lengths = dict(zip(run, run.lengths.tolist(), strict=True))
     judged_results = [query_id for query_id in qrels if lengths.get(query_id)]
@@ -127,15 +138,15 @@ def trec_order(ranked: RankedList) -> list[str]:
 
 
 def parse_metric(metric: str) -> tuple[str, int, int]:
-    """Name, cut-off (0: none) and least relevance of a metric.
+    """Name, cut-off (0: none) and lowest relevant grade of a metric.
 
     Raises `InputError` for an unknown metric and for numbers that ranx cannot compute with.
     """
     match = METRIC.fullmatch(metric)
     if not match or match["name"] not in NAMES:
         raise InputError(
-            f"unknown metric {metric!r}; take one of {', '.join(NAMES)}, maybe with a cut-off "
-            "(ndcg@10) and the least relevance that counts (recall@100-l2)"
+            f"unknown metric {metric!r}; use one of {', '.join(NAMES)}, optionally with a "
+            "cut-off (ndcg@10) and the lowest grade that counts as relevant (recall@100-l2)"
         )
     if match["name"] == "r-precision" and match["cutoff"]:
         raise InputError(f"{metric}: r-precision has its own cut-off; write r-precision")
@@ -143,7 +154,7 @@ def parse_metric(metric: str) -> tuple[str, int, int]:
         if len(number) > len(str(LARGEST)) or int(number or 0) > LARGEST:
             raise InputError(
                 f"{metric:.60}: a number above {LARGEST:,}; leave out the cut-off to count all "
-                "passages, and the level to count from relevance 1 on"
+                "passages, or the level to count every relevance above 0"
             )
     return match["name"], int(match["cutoff"] or 0), int(match["level"] or 1)
 
@@ -153,18 +164,95 @@ def prepare_metrics(metrics: Sequence[str]) -> None:
     evaluate_run(Run.from_scores({"query": {"doc": 1.0}}), {"query": {"doc": 1}}, metrics)
 
 
+def fuse(
+    runs: Sequence[Run],
+    *,
+    method: str = "rrf",
+    norm: str | None = "min-max",
+    params: Mapping[str, Any] | None = None,
+) -> Run:
+    """Fuse rankings of the same queries into one run, with ranx.
+
+    ``method`` and ``params`` are ranx's: `FUSED_BY_RANK`, such as ``rrf`` with ``{"k": 60}``, or
+    `FUSED_BY_SCORE`, such as ``wsum`` with ``{"weights": [0.3, 0.7]}``. ``norm`` (`NORMS`, or
+    None) is applied to each list's scores before those are fused.
+
+    Raises `InputError` for fewer than two runs, runs of different queries, and methods, norms or
+    params that ranx does not have.
+    """
+    if len(runs) < 2:
+        raise InputError(f"{len(runs)} runs to fuse; give at least two")
+    if method not in (*FUSED_BY_RANK, *FUSED_BY_SCORE):
+        raise InputError(
+            f"unknown fusion {method!r}; take one of {', '.join((*FUSED_BY_RANK, *FUSED_BY_SCORE))}"
+        )
+    if norm is not None and norm not in NORMS:
+        raise InputError(f"unknown norm {norm!r}; take one of {', '.join(NORMS)}, or none")
+    for i, run in enumerate(runs):
+        other = runs[i - 1]
+        if missing := next((query_id for query_id in other if query_id not in run), None):
+            raise InputError(
+                f"{run.source}: query {quoted(missing)} of {other.source} is missing; fuse runs of "
+                "the same queries"
+            )
+    queries = {query_id: str(i) for i, query_id in enumerate(runs[0])}
+    if not queries:
+        return runs[0]
+    by_rank = method in FUSED_BY_RANK
+    with _compiling():
+        import ranx
+
+    # ranx gets numbers for ids, which it would cut or refuse if they held odd characters.
+    doc_ids = list(dict.fromkeys(doc_id for run in runs for doc_id in run.doc_ids()))
+    number_of = {doc_id: str(i) for i, doc_id in enumerate(doc_ids)}
+
+    def ranx_run(run: Run) -> Any:
+        lists = {}
+        for query_id, number in queries.items():
+            ranked = run[query_id]
+            scores = dict(zip(ranked.doc_ids, ranked.scores.tolist(), strict=True))
+            if by_rank:  # so that equal scores have trec_eval's ranks, not any
+                scores = {d: -float(rank) for rank, d in enumerate(trec_order(ranked))}
+            lists[number] = {number_of[doc_id]: score for doc_id, score in scores.items()}
+        return ranx.Run(lists)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about ranx's own code, which users cannot fix
+        try:
+            fused = ranx.fuse(
+                [ranx_run(run) for run in runs],
+                norm=None if by_rank else norm,
+                method=method,
+                params=dict(params or {}),
+            )
+        except TypeError as error:
+            raise InputError(f"fusion {method}: ranx takes other params ({error})") from error
+        lists = {
+            query_id: {doc_ids[int(d)]: float(score) for d, score in fused.run[number].items()}
+            for query_id, number in queries.items()
+        }
+    return Run.from_scores(lists, source=f"{method} of {', '.join(run.source for run in runs)}")
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Say what to do if numba finds no folder for its cache."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise InputError(
+            f"ranx's functions cannot be compiled ({error}); set NUMBA_CACHE_DIR to a folder that "
+            "can be written"
+        ) from error
+
+
 def _ranx_functions(names: set[str]) -> dict[str, Callable[..., np.ndarray]]:
-    """ranx's functions of (qrels, run, cut-off, least relevance) -> values ``[queries]``.
+    """ranx's functions of (qrels, run, cut-off, lowest relevant grade) -> values ``[queries]``.
 
     `ranx.evaluate` wraps them in dictionaries that take much longer to compile than the metrics.
     """
-    try:
+    with _compiling():
         import ranx.metrics  # imported late: it takes seconds
-    except RuntimeError as error:  # numba finds no folder for its cache
-        raise InputError(
-            f"ranx's metrics cannot be compiled ({error}); set NUMBA_CACHE_DIR to a folder that "
-            "can be written"
-        ) from error
 
     functions = {name: ranx.metrics.metric_switch(name) for name in names}
     cache = Path(ranx.metrics.common.clean_qrels.stats.cache_path)

@@ -1,4 +1,4 @@
-"""Plots for papers (PNG, PDF): the gain of each query, effectiveness against amounts of data.
+"""Plots for papers (PNG, PDF): each query's gain over a baseline; effectiveness by amount of data.
 
 Needs matplotlib: ``pip install rankdistillm[plots]``.
 """
@@ -138,11 +138,11 @@ def check_gains(compared: Sequence[str], path: Path) -> None:
     """Raises `InputError` if `plot_gains` cannot draw the runs ``compared`` with the baseline."""
     check_plot(path)
     if not compared:
-        raise InputError(f"{path}: nothing to draw beside the baseline; add a run to runs=")
+        raise InputError(f"{path}: nothing to draw beside the baseline; add another run")
     if path.suffix == ".png" and len(compared) > MOST_ROWS * PANELS_ACROSS:
         raise InputError(
-            f"{path}: {len(compared)} panels are too many for a .png; write a .pdf, or name the "
-            "runs to draw in runs="
+            f"{path}: {len(compared)} panels are too many for a .png; write a .pdf, or draw "
+            "fewer runs"
         )
 
 
@@ -164,10 +164,10 @@ def _panels(number: int) -> tuple[Any, Sequence[Any]]:
 
 @contextmanager
 def _fonts_for(names: Iterable[str]) -> Iterator[Callable[[str, int], str]]:
-    """Draw with fonts that have the characters of these names; yields a maker of labels.
+    """Use fonts that have the characters of these names; yields a function of (name, columns).
 
-    A label is the name itself, with dollars taken literally, on at most two lines of the given
-    number of columns. Characters that no installed font has are escaped.
+    It returns the label to draw: the name, with dollars taken literally, on at most two lines of
+    that many columns. Characters that no installed font has are escaped.
     """
     import matplotlib
     from matplotlib.font_manager import FontProperties, findfont
@@ -177,7 +177,7 @@ def _fonts_for(names: Iterable[str]) -> Iterator[Callable[[str, int], str]]:
     families, lacking = _families({c for text in texts for c in text}, first)
     if lacking:
         log.warning(
-            "no installed font has %s of the plot's names: escaped; a package such as %s helps",
+            "no installed font has %s, so the plot shows escapes; install a font such as %s",
             "".join(sorted(lacking))[:20],
             " or ".join(sorted({_font_package(c) for c in lacking})),
         )

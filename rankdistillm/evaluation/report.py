@@ -79,8 +79,9 @@ def comparison_table(
     groups: Mapping[str, Sequence[str]],
     notes: Sequence[str] = (),
 ) -> Table:
-    """One column per metric; with several groups of collections, one per metric and group, and
-    their mean.
+    """A row per run and a column per metric.
+
+    With several groups of collections, each metric has a column per group and two for their means.
 
     ``groups`` maps a group, such as a corpus, to its collections; ``significance`` is by group.
     """
@@ -109,7 +110,7 @@ def comparison_table(
                         values[name, column] = function([values[name, c] for c in own])
     notes = [*_counts(measured), *notes]
     for name, absent in lacking.items():
-        notes.append(f"{name}: no run of {', '.join(dict.fromkeys(absent))}, hence no mean")
+        notes.append(f"{name}: no run of {', '.join(dict.fromkeys(absent))}, so no mean")
     notes += _captions(significance, groups)
     return Table(names, columns, values, marks, notes)
 
@@ -120,7 +121,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def _counts(measured: Measured) -> list[str]:
-    """How many queries were measured, and which could not be."""
+    """How many queries are judged, and how many have no results or no judgements."""
     lines = []
     for collection, runs in measured.items():
         where = f"{collection}: " if len(measured) > 1 else ""
@@ -129,8 +130,8 @@ def _counts(measured: Measured) -> list[str]:
             if lacking := len(found.without_results):
                 own = ", ".join(f"{m} {v:.4f}" for m, v in found.means_with_results.items())
                 lines.append(
-                    f"{where}{name}: {lacking} of them without results, counted as 0; over the "
-                    f"{found.num_queries - lacking} with results: {own}"
+                    f"{where}{name}: no results for {lacking} judged queries, which count 0; mean "
+                    f"over the other {found.num_queries - lacking}: {own}"
                 )
             if unjudged := len(found.without_judgements):
                 lines.append(f"{where}{name}: queries without judgements, left out: {unjudged}")
@@ -196,7 +197,7 @@ def as_markdown(table: Table) -> str:
 def as_latex(table: Table) -> str:
     """The best value in bold, the second underlined, marks as superscripts, notes in small print.
 
-    Needs the package booktabs; names in other scripts than Latin need XeLaTeX or LuaLaTeX.
+    Needs the package booktabs; names in non-Latin scripts need XeLaTeX or LuaLaTeX.
     """
 
     def show(value: str, marks: str, emphasis: str) -> str:
@@ -241,7 +242,7 @@ def format_of(path: str) -> Callable[[Table], str]:
     """The format for the file's suffix; raises `InputError` for an unknown one."""
     suffix = "." + path.rpartition(".")[2]
     if suffix not in FORMATS:
-        raise InputError(f"table={path}: write one of {', '.join(FORMATS)}")
+        raise InputError(f"{path}: the suffix is not one of {', '.join(FORMATS)}")
     return FORMATS[suffix]
 
 
@@ -249,7 +250,7 @@ def _shown(names: Iterable[str], output: Output) -> list[str]:
     return [shown(name, output) for name in names]
 
 
-# ---- everything that was measured
+# ---- the full results
 
 
 def per_query_csv(measured: Measured) -> str:

@@ -1,4 +1,4 @@
-"""Find the run files of each collection and its judgements."""
+"""Find the run files and judgements of each collection."""
 
 import logging
 from dataclasses import dataclass, field
@@ -45,7 +45,7 @@ def find_runs(runs: Any, qrels: Any) -> tuple[dict[str, JudgedFiles], list[str]]
         named = {str(c): {str(n): str(f) for n, f in of.items()} for c, of in runs.items()}
     else:
         if not isinstance(qrels, str):
-            raise InputError("qrels is not set; add it, for example qrels=qrels.txt")
+            raise InputError("qrels is not set; give the judgements, for example qrels=qrels.txt")
         return {"": JudgedFiles(qrels, {str(n): str(f) for n, f in runs.items()})}, []
     if isinstance(qrels, str):
         if len(named) > 1:
@@ -62,12 +62,12 @@ def find_runs(runs: Any, qrels: Any) -> tuple[dict[str, JudgedFiles], list[str]]
         else:
             found[collection] = JudgedFiles(judgements, files)
     if not found:
-        raise InputError(f"no collection has judgements ({'; '.join(notes)}); give them by qrels=")
+        raise InputError(f"no collection has judgements ({'; '.join(notes)}); give them in qrels")
     return found, notes
 
 
 def runs_of_folder(folder: Path, qrels: Any = None) -> dict[str, dict[str, str]]:
-    """Collection -> run name -> file, of the files ``RUN__COLLECTION.run`` in a folder.
+    """Collection -> run name -> file, for the files ``RUN__COLLECTION.run`` in a folder.
 
     In a file name, dashes replace the slashes of a collection that ``qrels`` or ir_datasets has.
     If ``qrels`` is one file or id and no run names a collection, the collection is called ``""``.
@@ -99,7 +99,7 @@ def runs_of_folder(folder: Path, qrels: Any = None) -> dict[str, dict[str, str]]
     if not named:
         raise InputError(
             f"runs={folder}: no file RUN__COLLECTION{'|'.join(RUN_SUFFIXES)} in it; runs without "
-            "__COLLECTION need qrels=FILE, the judgements of their one collection"
+            "__COLLECTION need qrels that are one file, the judgements of their collection"
         )
     return named
 

@@ -1,4 +1,4 @@
-"""Paired tests of runs against baselines, query by query, and corrections for their number."""
+"""Paired tests of runs against baselines, query by query, corrected for the number of tests."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def bonferroni(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number, by multiplying each with it (Dunn, 1961)."""
+    """Correct p-values for their number: multiply each by it (Dunn, 1961)."""
     return [min(1.0, len(p_values) * p) for p in p_values]
 
 
@@ -125,7 +125,7 @@ def compare(
     All runs must have been measured on the same judgements. Two baselines are compared with each
     other once; a baseline that is not among ``runs`` is left out.
 
-    Raises `InputError` if nothing can be tested: no baseline beside another run, or a single query.
+    Raises `InputError` if nothing can be tested: no run beside a baseline, or a single query.
     """
     check_settings(test, correction, alpha)
     pairs = [
@@ -137,11 +137,11 @@ def compare(
     if not pairs:
         among = "the baseline" if len(baselines) == 1 else "a baseline"
         raise InputError(
-            f"nothing to compare with {among} {' or '.join(baselines)}; add a run to runs="
+            f"nothing to compare with {among} {' or '.join(baselines)}; add another run"
         )
     first = runs[pairs[0][0]]
     if first.num_queries < 2:
-        raise InputError("a paired test needs two judged queries or more; leave out baseline=")
+        raise InputError("a paired test needs at least two judged queries; leave out the baseline")
     p_values: dict[str, dict[str, dict[str, float]]] = {baseline: {} for baseline in baselines}
     for metric in first.per_query:
         raw = []

@@ -14,8 +14,8 @@ from rankdistillm.model.formats import Checkpoint, LoadOptions, load_checkpoint,
 from rankdistillm.model.pairs import PackedPairs, PairTemplate, plan_chunks
 from rankdistillm.model.tokenise import TokenisedTexts
 
-# Tokens in one forward without gradients, if nobody sets a budget: on a CPU enough for few passes
-# over the weights, on a GPU enough to keep it busy.
+# The default token budget of a forward without gradients: on a CPU, few passes over the weights;
+# on a GPU, enough work to keep it busy.
 CPU_CHUNK_TOKENS = 12_288
 GPU_CHUNK_TOKENS = 262_144
 
@@ -38,7 +38,7 @@ class CrossEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.network = checkpoint.network
-        self.format = checkpoint.format
+        self.layout = checkpoint.layout
         self.has_head = checkpoint.has_head
         self.tokenizer = checkpoint.tokenizer
         self.template = PairTemplate.from_tokenizer(checkpoint.tokenizer, checkpoint.max_length)
@@ -62,7 +62,7 @@ class CrossEncoder(nn.Module):
     ) -> "CrossEncoder":
         """Load a student saved by `save_pretrained`, another re-ranker, or any encoder.
 
-        ``path`` is a folder or a hub id in one of the formats of `rankdistillm.model.formats`.
+        ``path`` is a folder or a hub id in one of the layouts of `rankdistillm.model.formats`.
         ``query_length`` and ``doc_length`` default to the checkpoint's own, or to 32 and 256 tokens
         for a bare encoder. ``dropout`` replaces every dropout rate of the encoder. ``packed=False``
         runs transformers' own padded forward (`rankdistillm.model.heads`). ``precision`` is
@@ -95,11 +95,11 @@ class CrossEncoder(nn.Module):
     def save_pretrained(self, folder: str | Path, *, layout: str | None = None) -> None:
         """Write config.json, model.safetensors and the tokeniser; creates the folder if needed.
 
-        ``layout`` is a format of `rankdistillm.model.formats` (None: the one it was loaded from);
+        ``layout`` is a layout of `rankdistillm.model.formats` (None: the one it was loaded from);
         lightning-ir loads a student saved as ``mono``.
         """
         write_checkpoint(
-            layout or self.format,
+            layout or self.layout,
             self.network,
             self.tokenizer,
             Path(folder),
@@ -144,7 +144,8 @@ class CrossEncoder(nn.Module):
     def fused_layers(self) -> FusedLayers:
         """Prepare faster layers for scoring without gradients, with a copy of the current weights.
 
-        They are empty if there is nothing faster. Scores differ by the rounding of half precision.
+        The result is empty if the device or the encoder has none. Scores differ by the rounding of
+        half precision.
         """
         return fused_layers(self.network, self.device, self.autocast_dtype)
 

@@ -5,8 +5,8 @@ There are two ways through the encoder, which give the same scores:
 - plain (``packed=False``): transformers' own forward. The pairs are padded to the longest one and
   go in as ``input_ids``, ``attention_mask`` and ``token_type_ids``.
 - packed (``packed=True``): the pairs lie end to end in one row, without padding, and
-  `rankdistillm.encoder` computes attention inside each pair. Encoders that it does not support
-  take the plain way.
+  `rankdistillm.encoder` computes attention inside each pair. Encoders that the packed way does
+  not support take the plain one.
 """
 
 from types import MethodType
@@ -30,7 +30,7 @@ from rankdistillm.model.pairs import PackedPairs
 
 POOLINGS = ("first", "mean", "max", "sum")
 
-# Most tokens of a pair that fills up a row: attention in short pairs costs little.
+# The longest filler pair, in tokens: attention in short pairs is cheap.
 FILLER = 64
 
 
@@ -95,7 +95,7 @@ class MonoNetwork(nn.Module):
     def _packed_states(
         self, pairs: PackedPairs, fused: FusedLayers | None
     ) -> tuple[Tensor, Tensor | None]:
-        """As `_padded_states`; for the pooling ``first`` of first tokens only, without a mask."""
+        """As `_padded_states`; with the pooling ``first``, only the first tokens and no mask."""
         output, segments = _run_packed(self.backbone, pairs, self.linear.weight.device, fused)
         states = output.last_hidden_state
         if self.first_only:
@@ -190,7 +190,7 @@ def _run_packed(
 
 
 def _filled(pairs: PackedPairs, device: torch.device) -> PackedPairs:
-    """Append pairs that nobody reads, so that matrix products have sizes that suit the device."""
+    """Append filler pairs, so that matrix products have sizes that suit the device."""
     dtype = torch.float32
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)

@@ -118,7 +118,7 @@ class PackedPairs:
         return self._gathered(np.arange(lengths.sum()) + np.repeat(shift, lengths), lengths)
 
     def filled(self, token_multiple: int, pair_multiple: int, longest: int) -> "PackedPairs":
-        """Append pairs until the numbers of tokens and of pairs are such multiples.
+        """Append pairs until the tokens and the pairs are multiples of these numbers.
 
         The appended pairs repeat the row's first tokens, at most ``longest`` of them each. Returns
         the pairs unchanged if both numbers already fit.

@@ -77,8 +77,8 @@ class Reranker:
         )
         if not model.has_head:
             raise InputError(
-                f"model.path={path}: an encoder without a head (linear.weight), whose scores would "
-                "be random; train it first (python -m rankdistillm.train), or give a re-ranker"
+                f"{path}: an encoder without a head (linear.weight), whose scores would be "
+                "random; train it first (python -m rankdistillm.train), or give a re-ranker"
             )
         return cls(model)
 
@@ -185,8 +185,8 @@ class Reranker:
         scores = self._gathered(scores)
         if not np.isfinite(scores).all():
             raise InputError(
-                "the student's scores are not finite; train it again with precision=fp32 or a "
-                "lower learning rate"
+                "the student's scores are not finite; train it again in fp32 or at a lower "
+                "learning rate"
             )
         return scores
 

@@ -1,37 +1,30 @@
 """Tokenise each distinct text once, into flat token ids that are cached on disk.
 
-A cache entry is a folder ``KEY/`` with ``tokens.bin`` (the token ids of all texts end to end),
-``offsets.bin`` (int64, where each text starts and the last one ends) and ``meta.json`` (their
-checksums). KEY is a hash of the texts and of everything that decides how they are tokenised. The
-cache is in ``$RANKDISTILLM_CACHE``, else ``$XDG_CACHE_HOME/rankdistillm``, else
-``~/.cache/rankdistillm``; it may be deleted at any time.
+A cache entry (`rankdistillm.data.cache`) is a folder ``tokens/KEY/`` with ``tokens.bin`` (the token
+ids of all texts end to end) and ``offsets.bin`` (int64, where each text starts and the last one
+ends). KEY is a hash of the texts and of everything that decides how they are tokenised.
 """
 
 import hashlib
 import json
 import logging
-import os
 import re
-import shutil
-import tempfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
+from rankdistillm.data.cache import cache_folder, cached
 from rankdistillm.errors import InputError
 from rankdistillm.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
 # Part of the key: raise it when the files or the tokenising change.
-VERSION = 1
+VERSION = 2
 
 # Enough texts for all cores; the tokeniser's output takes several times the memory of the ids.
 TEXTS_AT_ONCE = 1_000
@@ -191,12 +184,12 @@ def _tokenise(job: _Job) -> tuple[np.ndarray, np.ndarray]:
 def _from_cache(job: _Job) -> tuple[np.ndarray, np.ndarray]:
     """Return the tokens and offsets of all texts, memory-mapped; makes the entry if needed."""
     try:
-        entry = _cache_folder() / job.key()
-        if not _is_intact(entry):
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(entry):
-                if not _is_intact(entry):  # another process may have made it meanwhile
-                    _write(entry, job)
+        entry = cached(
+            cache_folder() / "tokens" / job.key(),
+            lambda folder: _write(folder, job),
+            damaged="the cached tokens are damaged; tokenising again",
+            waiting="waiting for another process that tokenises the same texts",
+        )
         return _read(entry, job.dtype)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         log.warning(
@@ -207,43 +200,13 @@ def _from_cache(job: _Job) -> tuple[np.ndarray, np.ndarray]:
         return _tokenise(job)
 
 
-def _cache_folder() -> Path:
-    own = os.environ.get("RANKDISTILLM_CACHE")
-    common = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(own) if own else Path(common) / "rankdistillm") / "tokens"
-
-
-@contextmanager
-def _locked(entry: Path) -> Iterator[None]:
-    """Let one process make the entry while others wait."""
-    lock = FileLock(entry.with_name(f"{entry.name}.lock"))
-    try:
-        lock.acquire(timeout=5)
-    except Timeout:
-        log.info("waiting for another process that tokenises the same texts")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _write(entry: Path, job: _Job) -> None:
-    # A damaged entry, or what a killed process left.
-    for old in (entry, *entry.parent.glob(f".{entry.name}.*")):
-        shutil.rmtree(old, ignore_errors=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
-    try:
-        lengths = [0]
-        with open(beside / "tokens.bin", "wb") as file:
-            for batch in job.batches():
-                lengths.extend(map(len, batch))
-                file.write(_flat(batch, job.dtype).tobytes())
-        np.cumsum(lengths).astype(np.int64).tofile(beside / "offsets.bin")
-        (beside / "meta.json").write_text(json.dumps(_checksums(beside)))
-        os.replace(beside, entry)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+def _write(folder: Path, job: _Job) -> None:
+    lengths = [0]
+    with open(folder / "tokens.bin", "wb") as file:
+        for batch in job.batches():
+            lengths.extend(map(len, batch))
+            file.write(_flat(batch, job.dtype).tobytes())
+    np.cumsum(lengths).astype(np.int64).tofile(folder / "offsets.bin")
 
 
 def _read(entry: Path, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
@@ -252,27 +215,3 @@ def _read(entry: Path, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     if not offsets[-1]:  # an empty file cannot be mapped
         return np.empty(0, dtype), offsets
     return np.asarray(np.memmap(entry / "tokens.bin", dtype, mode="r")), offsets
-
-
-def _is_intact(entry: Path) -> bool:
-    if not entry.exists():
-        return False
-    try:
-        if json.loads((entry / "meta.json").read_text()) == _checksums(entry):
-            return True
-    except (OSError, ValueError):
-        pass
-    log.warning("%s: the cached tokens are damaged; tokenising again", entry)
-    return False
-
-
-def _checksums(entry: Path) -> dict[str, int]:
-    return {name: _crc32(entry / f"{name}.bin") for name in ("tokens", "offsets")}
-
-
-def _crc32(path: Path) -> int:
-    checksum = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            checksum = zlib.crc32(block, checksum)
-    return checksum

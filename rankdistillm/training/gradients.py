@@ -8,10 +8,10 @@
 The losses of all lists are summed and divided by the number of lists in the step, so that any split
 gives the same gradient.
 
-Gradient caching (Gao et al., RepL4NLP 2021) scores the chunks of a list without a graph,
-differentiates the loss of the whole list with respect to the scores, then runs each chunk again,
-with its random state restored, and backpropagates its slice of that derivative. Memory depends on
-the budget, never on the length of a list.
+Gradient caching (Gao et al., RepL4NLP 2021) takes three steps. It scores the chunks of a list
+without a graph. It differentiates the loss of the whole list with respect to the scores. Then it
+runs each chunk again, from the same random state, and backpropagates the chunk's part of that
+derivative. Memory depends on the budget, never on the length of a list.
 """
 
 import logging
@@ -147,7 +147,7 @@ def _loss_share(
 
     ``scores`` belong to the passages at ``indices`` of the flattened ``mask``.
     """
-    # Not indexed by the mask: on a GPU that waits for the number of its True values.
+    # Indexing by the mask would make a GPU wait until its True values are counted.
     padded = scores.new_zeros(mask.numel()).index_copy(0, indices, scores)
     return loss(padded.view(mask.shape), targets, mask=mask, reduction="sum") / num_lists
 

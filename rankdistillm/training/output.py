@@ -1,4 +1,4 @@
-"""The output folder of a training: what it holds, and that no other files are lost in it."""
+"""The output folder of a training: its files, and the protection of all other files in it."""
 
 import json
 import os
@@ -17,15 +17,14 @@ from rankdistillm.data.outputs import keep_apart, locked, to_disk, unwritable, w
 from rankdistillm.errors import InputError
 from rankdistillm.model.formats import lightning_ir
 
-# What a training writes into its output folder.
+# The files and folders that a training writes.
 FILES = (
     "config.yaml", "metrics.jsonl", "before.run", "after.run", "validation.run", "wandb_run_id",
     "summary.json",
 )  # fmt: skip
 FOLDERS = ("checkpoint", "state")
 
-# Deleted when a student is replaced: loading the new tokeniser would also read files of the
-# old one that it does not write itself.
+# Deleted when a student is replaced, or the new tokeniser would load files that the old one left.
 TOKENISER_FILES = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt", "spm.model", "spiece.model",
@@ -37,11 +36,11 @@ TOKENISER_FILES = {
 def training_folder(output: Path, inputs: Iterable[tuple[str, str | Path]]) -> Iterator[Path]:
     """Create the folder and lock it for this training inside the ``with`` block.
 
-    ``inputs`` are pairs (the user's name for it, path or id) of what the training reads. Raises
+    ``inputs`` are pairs (name in messages, path or id) of what the training reads. Raises
     `InputError` if the training would overwrite one of them or files that no training wrote, if the
     folder cannot be written, or if another training holds the lock.
     """
-    name = f"output={output}"
+    name = f"the output folder {output}"
     keep_apart([(name, output / written) for written in (*FILES, *FOLDERS)], inputs)
     check_ours(output)
     with writable_folder(output, name), locked(output):
@@ -49,21 +48,21 @@ def training_folder(output: Path, inputs: Iterable[tuple[str, str | Path]]) -> I
 
 
 def check_ours(output: Path) -> None:
-    """Raises `InputError` if a training in ``output`` would replace files of other origin.
+    """Raises `InputError` if a training in ``output`` would replace files that none wrote.
 
     The folder of a training is recognised by its config.yaml, a student by its config.json.
     """
     found = [name for name in (*FILES, *FOLDERS) if os.path.lexists(output / name)]
-    remedy = "choose another output, or move it elsewhere"
+    remedy = "choose another output folder, or move it elsewhere"
     if found and not _is_config(output / "config.yaml"):
         raise InputError(
-            f"{output / found[0]}: not written by a training (no training's config.yaml beside "
-            f"it); {remedy}"
+            f"{output / found[0]}: not written by a training (there is no config.yaml of one "
+            f"beside it); {remedy}"
         )
     for name in found:
         if (output / name).is_dir() != (name in FOLDERS):
             kind = "folder" if name in FOLDERS else "file"
-            raise InputError(f"{output / name}: not a {kind}, as a training writes it; {remedy}")
+            raise InputError(f"{output / name}: not a {kind}, so no training wrote it; {remedy}")
     if "checkpoint" in found and not _is_student(output / "checkpoint/config.json"):
         raise InputError(f"{output / 'checkpoint'}: not a student that a training wrote; {remedy}")
 

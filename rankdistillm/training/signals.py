@@ -37,7 +37,7 @@ class StopRequest:
     def end(self) -> NoReturn:
         """Call the handler of the signal, then exit with status 128 + its number.
 
-        If only another process of the job received a signal: as for SIGTERM.
+        If only another process of the job received one, end as after SIGTERM.
         """
         if self._handler is not None:
             self._handler(self.number, None)
@@ -46,9 +46,9 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Record signals instead of dying of them inside the ``with`` block.
+    """Inside the ``with`` block, record signals instead of ending the process.
 
-    A second Ctrl-C does kill. A second SIGTERM does not: Slurm sends one to all processes, and
+    A second Ctrl-C does end it. A second SIGTERM does not: Slurm sends one to all processes, and
     torchrun passes its own on to them.
     """
     request = StopRequest()

@@ -32,7 +32,7 @@ class Progress:
 
     ``step`` optimiser steps are done. ``best`` is the best value of the validation metric so far,
     reached after ``best_step`` (both None before the first validation). ``validated_on`` holds the
-    options of the validation data and the metric: values of different ones do not compare.
+    validation data and the metric: values measured on other data cannot be compared.
     """
 
     validated_on: dict[str, Any]
@@ -55,7 +55,7 @@ class TrainingState:
     """Saves and loads the state of a training as ``folder/STEP.pt``; keeps the newest two.
 
     ``parts`` are the objects with a ``state_dict``: the model, the optimiser and so on.
-    ``settings`` maps the names of the options that decide the trajectory to their values: a state
+    ``settings`` maps the names of the settings that decide the trajectory to their values: a state
     saved under other values is rejected.
     """
 
@@ -76,7 +76,7 @@ class TrainingState:
                 try:
                     with open(beside, "wb") as file:
                         torch.save(state, file)
-                except RuntimeError as error:  # torch reports a full disk as a fault of its format
+                except RuntimeError as error:  # torch blames its file format for a full disk
                     cause = error.__context__
                     raise cause if isinstance(cause, OSError) else OSError(str(error)) from error
             old = [self._file(step) for step in self._steps()[:-STATES_KEPT]]
@@ -106,9 +106,7 @@ class TrainingState:
             self._restore_random(state["random"])
             return state["progress"]
         if problems:
-            raise InputError(
-                f"{problems[0]}; remove {self.folder}, or start over with resume=never"
-            )
+            raise InputError(f"{problems[0]}; remove {self.folder}")
         return None
 
     def _read(self, file: Path) -> dict[str, Any]:
@@ -122,13 +120,14 @@ class TrainingState:
         return state | {"progress": Progress(**state["progress"])}
 
     def remove(self) -> None:
-        """Delete the saved states; files of other origin in the folder stay."""
+        """Delete the saved states; other files in the folder stay."""
         steps = self._steps()
         if steps:
             log.info(
-                "resume=never: deleting the state of step %d; its student and metrics are "
-                "replaced: %s", steps[-1], self.folder.parent,
-            )  # fmt: skip
+                "%s: deleting the state of step %d; the new training replaces student and metrics",
+                self.folder.parent,
+                steps[-1],
+            )
         for file in (*map(self._file, steps), *self._half_written()):
             file.unlink(missing_ok=True)
         with suppress(OSError):  # not empty
@@ -141,7 +140,7 @@ class TrainingState:
                 name, before, now = _difference(name, saved.get(name), value)
                 raise InputError(
                     f"{self.folder.parent}: holds a training with {name}={before}, not {now}; "
-                    "choose another output, or start over with resume=never"
+                    "choose another output folder"
                 )
 
     def _restore_random(self, states: list[dict[str, Any]]) -> None:
@@ -168,7 +167,7 @@ class TrainingState:
 
 
 def _difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
-    """The dotted name of the first option that differs between two values, and both its values."""
+    """The dotted name of the first setting that differs between two values, and both its values."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in {**now, **before}:
             if before.get(key) != now.get(key):

@@ -26,12 +26,12 @@ MODES = ("disabled", "offline", "online")
 
 
 def check_tracking(config: Any) -> None:
-    """Raises `InputError` for options of the group ``wandb`` that Weights & Biases would reject.
+    """Raises `InputError` if Weights & Biases would reject ``config``: mode, project, entity, name.
 
-    Call it before the work: ``mode=online`` asks for the API key, but nothing is sent.
+    Call it before the work: the mode "online" asks for the API key, but nothing is sent.
     """
     if config["mode"] not in MODES:
-        raise InputError(f"wandb.mode={config['mode']} is not one of {', '.join(MODES)}")
+        raise InputError(f"wandb: the mode {config['mode']} is not one of {', '.join(MODES)}")
     if config["mode"] == "disabled":
         return
     import wandb
@@ -39,16 +39,14 @@ def check_tracking(config: Any) -> None:
     try:
         wandb.Settings(project=config["project"], entity=config["entity"], run_name=config["name"])
     except (ValueError, wandb.Error) as error:
-        raise InputError(
-            f"wandb: {error}; correct wandb.project, wandb.entity or wandb.name"
-        ) from error
+        raise InputError(f"wandb: {error}; correct the project, entity or name") from error
     if config["mode"] == "online" and distributed.is_first():
         try:
             wandb.login(verify=False)
         except (ValueError, wandb.Error) as error:
             raise InputError(
-                f"wandb.mode=online needs an account ({error}); run `wandb login`, set "
-                "WANDB_API_KEY, or use wandb.mode=offline"
+                f"wandb: the mode online needs an account ({error}); run `wandb login`, set "
+                "WANDB_API_KEY, or use the mode offline"
             ) from error
 
 
@@ -59,7 +57,7 @@ class Tracker:
 
     A training that resumes at ``step`` first drops the lines of later steps, so that the file has
     neither gaps nor repeats, and continues the same W&B run. Of the processes of a job only the
-    first one writes. ``config`` is the whole of conf/train.yaml.
+    first one writes. ``config`` is that of the whole training (conf/train.yaml).
     """
 
     def __init__(self, folder: Path, config: DictConfig, *, step: int = 0) -> None:
@@ -95,7 +93,7 @@ class Tracker:
             except wandb.Error as error:  # no connection, no permission, …
                 self._file.close()
                 raise InputError(
-                    f"wandb.mode={config.wandb.mode}: {error}; fix that, or use wandb.mode=offline"
+                    f"wandb: mode {config.wandb.mode}: {error}; fix that, or use the mode offline"
                 ) from error
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -142,7 +140,7 @@ class Tracker:
             raise unwritable(self._file.name, error) from error
 
     def close(self) -> None:
-        """Flush and end; call it also after a failed training."""
+        """Close the files; call it after a failed training too."""
         if self._file is not None:
             self._file.close()
         if self._wandb is not None:
@@ -169,7 +167,7 @@ def _drop_later_lines(path: Path, step: int) -> None:
         beside.write_bytes(b"".join(kept))
 
 
-# Consecutive steps. The scale of fp16 starts at 2^16 and each overflow halves it: 16 make it 1.
+# Steps in a row. The loss scale of fp16 starts at 2^16 and each overflow halves it: 16 make it 1.
 MAX_OVERFLOWS = 50
 
 
@@ -206,12 +204,11 @@ class StepMetrics:
         if not math.isfinite(loss_value) or (self._overflows and not self._is_fp16):
             raise InputError(
                 f"step {step}: loss {loss_value:g}, gradient norm {norm:g}: training diverged; "
-                "lower the learning rate, warm up for longer, or use precision=fp32"
+                "lower the learning rate, warm up for longer, or train in fp32"
             )
         if self._overflows >= MAX_OVERFLOWS:
             raise InputError(
-                f"step {step}: no finite gradient in {MAX_OVERFLOWS} steps; use precision=bf16 or "
-                "fp32"
+                f"step {step}: no finite gradient in {MAX_OVERFLOWS} steps; train in bf16 or fp32"
             )
         now = time.perf_counter()
         rate = num_pairs / (now - self._start)

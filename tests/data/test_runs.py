@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rankdistillm.data import catalogue
+from rankdistillm.data import catalogue, columns
 from rankdistillm.data import parquet as parquet_format
 from rankdistillm.data.runs import RankedList, Run
 from rankdistillm.errors import InputError
@@ -68,7 +68,7 @@ def test_an_empty_run_is_written(tmp_path):
 def test_trec_rejects_ids_with_spaces(identifier, tmp_path):
     run = Run.from_scores({"q": {identifier: 1.0}})
     for attempt in (run.write, run.check_writable):
-        with pytest.raises(InputError, match="cannot stand in a TREC run"):
+        with pytest.raises(InputError, match="cannot be written to a TREC run"):
             attempt(tmp_path / "a.run")
     assert not list(tmp_path.iterdir())
     run.write(tmp_path / "a.jsonl")
@@ -179,7 +179,7 @@ def test_truncate_and_select():
 def test_depths_and_sizes_must_be_counts(number):
     run = Run.from_scores({"q": {"a": 1.0, "b": 0.5}})
     for cut in (run.truncate, lambda n: run.within(run, n), lambda n: run.sample_queries(n, 1)):
-        with pytest.raises(InputError, match=f"={number} is not a whole number from 1 on"):
+        with pytest.raises(InputError, match=f"={number} is not a whole number above 0"):
             cut(number)
 
 
@@ -230,6 +230,111 @@ def test_query_samples_are_seeded_and_nested():
     assert set(backwards.sample_queries(10, seed=3)) == set(small)
 
 
+# ---- whole runs at once, compared with plain loops over their lists
+
+
+@pytest.fixture(params=range(20))
+def rng(request, monkeypatch):
+    """A source of random runs; blocks of a few rows make every method work on several."""
+    monkeypatch.setattr(columns, "ROWS_AT_ONCE", 5)
+    return np.random.default_rng(request.param)
+
+
+def random_run(rng, num_queries=8):
+    run = Run.from_scores(
+        {
+            f"q{query}": {f"d{doc}": float(rng.integers(9)) for doc in rng.permutation(12)[:depth]}
+            for query, depth in enumerate(rng.integers(1, 9, num_queries))
+        }
+    )
+    sampled = [run, run.truncate(3), run.select({"q1", "q4", "q5"}), run.sample_queries(3, 1)]
+    return sampled[rng.integers(len(sampled))]
+
+
+def random_qrels(rng):
+    """Judgements of some queries, on passages some of which no run has."""
+    return {
+        f"q{query}": {f"d{doc}": int(rng.integers(-1, 3)) for doc in rng.permutation(16)[:judged]}
+        for query, judged in enumerate(rng.integers(0, 9, 10))
+        if query % 3
+    }
+
+
+def test_listed_relevance_is_that_of_a_plain_loop(rng):
+    run, qrels = random_run(rng), random_qrels(rng)
+    expected = {
+        query_id: [max(0, r) for d, r in qrels.get(query_id, {}).items() if d in ranked.doc_ids]
+        for query_id, ranked in run.items()
+    }
+    assert run.listed_relevance(qrels) == expected
+    assert run.listed_relevance({}) == {query_id: [] for query_id in run}
+
+
+def test_with_relevant_is_that_of_a_plain_loop(rng):
+    run, qrels = random_run(rng), random_qrels(rng)
+    extended = run.with_relevant(qrels)
+    assert list(extended) == list(run)
+    for query_id, ranked in run.items():
+        doc_ids, scores = list(ranked.doc_ids), ranked.scores.tolist()
+        for doc_id, relevance in qrels.get(query_id, {}).items():
+            if relevance > 0 and doc_id not in ranked.doc_ids:
+                doc_ids.append(doc_id)
+                scores.append(np.nan)
+        assert list(extended[query_id].doc_ids) == doc_ids
+        np.testing.assert_array_equal(extended[query_id].scores, scores)
+    assert len(set(extended.doc_ids())) == len(extended.doc_ids())
+    assert listed(run.with_relevant({})) == listed(run)
+
+
+def test_within_is_that_of_a_plain_loop(rng):
+    first_stage, run = random_run(rng), random_run(rng)
+    depth = int(rng.integers(1, 6))
+    tops = {q: first_stage[q].doc_ids[:depth] for q in run if q in first_stage}
+    expected = {q: [d for d in run[q].doc_ids if d in top] for q, top in tops.items()}
+    run = run.select(query_id for query_id, doc_ids in expected.items() if doc_ids)
+    kept = run.within(first_stage, depth)
+    assert listed(kept) == {query_id: expected[query_id] for query_id in run}
+    for query_id, ranked in kept.items():
+        score_of = dict(zip(run[query_id].doc_ids, run[query_id].scores, strict=True))
+        assert ranked.scores.tolist() == [score_of[doc_id] for doc_id in ranked.doc_ids]
+
+
+def test_equal_lists_have_equal_digests_whatever_their_codes(rng):
+    run = random_run(rng)
+    content = listed(run)
+    again = Run({q: RankedList(tuple(d), np.zeros(len(d))) for q, d in content.items()})
+    assert again.digest() == run.digest()
+    # The codes of this one follow another order of the queries.
+    backwards = Run({query_id: run[query_id] for query_id in reversed(content)})
+    reordered = backwards._with(backwards._columns.lists(np.arange(len(run))[::-1]))
+    assert listed(reordered) == content
+    assert reordered.digest() == run.digest()
+
+
+def run_of(**lists):
+    return Run({q: RankedList(tuple(d), -np.arange(len(d), dtype=float)) for q, d in lists.items()})
+
+
+def test_other_lists_have_other_digests():
+    runs = [
+        Run({}),
+        run_of(q=["a", "b"], r=["c"]),
+        run_of(r=["c"], q=["a", "b"]),
+        run_of(q=["b", "a"], r=["c"]),
+        run_of(q=["a", "b"], r=["b"]),
+        run_of(q=["a", "b"], r=["a"]),
+        run_of(q=["a"], r=["b", "c"]),
+        run_of(q=["a", "b"], s=["c"]),
+        run_of(q=["a", "bc"], r=["c"]),
+        run_of(q=["ab", "c"], r=["c"]),
+        run_of(q=["a\tb"], r=["c"]),
+        run_of(q=["a", "b"]),
+        run_of(q=["a", "b"], r=["c"], s=[]),
+        run_of(q=["a", "ä"], r=["c"]),
+    ]
+    assert len({run.digest() for run in runs}) == len(runs)
+
+
 # ---- writing
 
 
@@ -264,7 +369,7 @@ def test_output_that_cannot_be_written(tmp_path):
         ("q1 Q0 d9 9 high tag", ["score 'high' is not a number", "correct the line"]),
         ("q1 Q0 d9 9 nan tag", ["score 'nan' is not a number", "correct the line"]),
         ("q1 Q0 d9 9 inf tag", ["score 'inf' is not a number"]),
-        ("q1 Q0 d1 9 1 tag", ["d1 stands twice", "query q1", "keep one"]),
+        ("q1 Q0 d1 9 1 tag", ["d1 appears twice", "query q1", "keep one"]),
         ("q1 Q0 d9 9 99 tag", ["rank 9 with score 99 contradicts rank 2 with score 2.5", "one of"]),
         ("q1 Q0 d9 2 2 tag", ["rank 2 with score 2 contradicts rank 2 with score 2.5"]),
     ],
@@ -352,11 +457,11 @@ def test_entries_of_ir_datasets_are_checked_as_those_of_files(entry, said, monke
 def test_repeated_columns_are_refused(write, tmp_path):
     refused(
         write("query_id\tdoc_id\tscore\tscore\nq\td\t1\t2\n", "a.tsv"),
-        "line 1: the column score stands there twice; remove one",
+        "line 1: the column score appears twice; remove one",
     )
     table = pyarrow.table([["q"], ["d"], [1], [2]], ["query_id", "doc_id", "score", "score"])
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    refused(tmp_path / "a.parquet", "the column score stands there twice; remove one")
+    refused(tmp_path / "a.parquet", "the column score appears twice; remove one")
 
 
 def test_long_ids_and_lines_are_shortened_in_messages(write):
@@ -377,7 +482,7 @@ def test_long_ids_and_lines_are_shortened_in_messages(write):
 
 def test_unprintable_characters_are_escaped_in_messages(write):
     line = json.dumps({"qid": "q\x1b[31m\n", "docno": "d", "score": 1})
-    refused(write(f"{line}\n{line}", "a.jsonl"), r"passage d stands twice", r"query q\x1b[31m\n;")
+    refused(write(f"{line}\n{line}", "a.jsonl"), r"passage d appears twice", r"query q\x1b[31m\n;")
 
 
 @pytest.mark.parametrize("text", ["", "\n  \n"])
@@ -490,7 +595,7 @@ def test_folder(tmp_path):
 
 def test_repeated_passages_are_named_without_ranks_too(write):
     rows = "query_id\tdoc_id\tscore\nq1\ta\t3\nq1\tb\t2\nq1\ta\t1\n"
-    refused(write(rows, "a.tsv"), "line 4: passage a stands twice", "query q1", "keep one")
+    refused(write(rows, "a.tsv"), "line 4: passage a appears twice", "query q1", "keep one")
 
 
 def test_where_names_the_line(write):
@@ -547,7 +652,7 @@ def test_columns_give_the_run_that_rows_give(names, shuffled, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"doc_id": ["a", "a"]}, "line 2: passage a stands twice"),
+        ({"doc_id": ["a", "a"]}, "line 2: passage a appears twice"),
         ({"score": [1.0, 2.0]}, "line 2: rank 2 with score 2 contradicts rank 1"),
         ({"score": [1.0, float("nan")]}, "line 2: the score nan is not finite"),
         ({"rank": [1.0, 2.5]}, "line 2: the rank 2.5 is not a whole number"),

@@ -60,7 +60,7 @@ def test_jsonl_queries(write, identifier, text):
     ("name", "text", "expected"),
     [
         ("a.tsv", "d1\ta\nd2 b\n", "line 2: expected 'id<TAB>text', found no tab; write"),
-        ("a.tsv", "d1\ta\nd2\tb\nd1\tc\n", "line 3: the doc_id d1 stands twice; keep one"),
+        ("a.tsv", "d1\ta\nd2\tb\nd1\tc\n", "line 3: the doc_id d1 appears twice; keep one"),
         ("a.jsonl", '{"doc_id": 1, "text": "a"}\n{"doc', "line 2: not JSON .*one object a line"),
         ("a.jsonl", '{"doc_id": 1, "body": "a"}', "line 1: .*doc_id and text, found doc_id, body"),
         ("a.jsonl", '{"text": "a"}', "line 1: .*found text; rename"),
@@ -119,14 +119,14 @@ def test_only_the_texts_of_the_run_are_kept(write, run):
 
 def test_unknown_document_names_the_line_of_the_run(write, run):
     queries, docs = write("q1\t1\nq2\t2\n", "queries.tsv"), write("d1\tfirst\n", "docs.tsv")
-    expected = r"some\.run, line 2: the doc_id d2 has no text in .*docs\.tsv; .*data\.docs"
+    expected = r"some\.run, line 2: the doc_id d2 has no text in .*docs\.tsv; .*set docs to"
     with pytest.raises(InputError, match=expected):
         texts_of_run(run, queries, docs)
 
 
 def test_unknown_query_names_the_line_of_the_run(write, run):
     queries, docs = write("q1\t1\n", "queries.tsv"), write("d1\ta\nd2\tb\n", "docs.tsv")
-    expected = r"some\.run, line 3: the query_id q2 has no text in .*queries\.tsv; .*data\.queries"
+    expected = r"some\.run, line 3: the query_id q2 has no text in .*queries\.tsv; .*set queries to"
     with pytest.raises(InputError, match=expected):
         texts_of_run(run, queries, docs)
 
@@ -138,7 +138,7 @@ def test_texts_in_the_run_itself(write):
 
 
 def test_no_texts_anywhere(run):
-    expected = r"line 1: the query_id q1 has no text in the run itself; set data\.queries="
+    expected = r"line 1: the query_id q1 has no text in the run itself; set queries to"
     with pytest.raises(InputError, match=expected):
         texts_of_run(run, None, None)
 

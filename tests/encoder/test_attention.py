@@ -1,22 +1,20 @@
-from functools import wraps
-from types import SimpleNamespace
+"""Attention inside each pair: torch's flash kernel on a GPU in half precision, else rectangles."""
 
 import numpy as np
 import pytest
 import torch
 
-from rankdistillm.encoder import attention
-from rankdistillm.encoder.attention import attend, use_packed_attention
+from rankdistillm.encoder.attention import attend
 from rankdistillm.encoder.segments import Segments
 
-CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LENGTHS = [9, 9, 4, 1]
 # One rectangle, several by length, and pairs too long to share one.
 MANY_LENGTHS = [LENGTHS, [40, 33, 30, 12, 11, 5], [430, 400, 7]]
 
 
 def segments_of(lengths):
-    return Segments(np.array(lengths), CPU)
+    return Segments(np.array(lengths), DEVICE)
 
 
 def reference(query, key, value, lengths, scaling, window=None):
@@ -26,7 +24,7 @@ def reference(query, key, value, lengths, scaling, window=None):
     for q, k, v in pairs:
         logits = torch.einsum("ihd,jhd->hij", q, k) * scaling
         if window is not None:
-            indices = torch.arange(len(k))
+            indices = torch.arange(len(k), device=k.device)
             far = (indices[:, None] - indices).abs() > window
             logits = logits.masked_fill(far, -torch.inf)
         contexts.append(torch.einsum("hij,jhd->ihd", logits.softmax(-1), v))
@@ -34,7 +32,7 @@ def reference(query, key, value, lengths, scaling, window=None):
 
 
 def random_row(lengths, dtype=torch.float64):
-    return torch.randn(sum(lengths), 2, 4, dtype=dtype, requires_grad=True)
+    return torch.randn(sum(lengths), 2, 8, dtype=dtype, device=DEVICE, requires_grad=True)
 
 
 @pytest.mark.parametrize("window", [None, 2])
@@ -43,7 +41,7 @@ def random_row(lengths, dtype=torch.float64):
 def test_values_and_gradients_equal_those_of_each_pair_alone(dtype, lengths, window):
     torch.manual_seed(1)
     inputs = [random_row(lengths) for _ in range(3)]
-    upstream = torch.randn(sum(lengths), 2, 4, dtype=torch.float64)
+    upstream = random_row(lengths).detach()
     expected = reference(*inputs, lengths, 0.3, window)
     expected_gradients = torch.autograd.grad(expected, inputs, upstream)
     low = [states.detach().to(dtype).requires_grad_() for states in inputs]
@@ -53,50 +51,6 @@ def test_values_and_gradients_equal_those_of_each_pair_alone(dtype, lengths, win
     tolerance = 1e-12 if dtype == torch.float64 else 3 * torch.finfo(dtype).eps
     for value, wanted in zip((context, *gradients), (expected, *expected_gradients), strict=True):
         assert (value.double() - wanted).norm() < tolerance * wanted.norm()
-
-
-def varlen_attn_210(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
-    """Stands in for torch 2.10's kernel."""
-    return varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)
-
-
-def varlen_attn(
-    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)
-):
-    """Stands in for torch 2.13's kernel."""
-    for bounds, longest in ((cu_seq_q, max_q), (cu_seq_k, max_k)):
-        assert bounds.dtype == torch.int32
-        assert bounds.diff().tolist() == LENGTHS
-        assert longest == max(LENGTHS)
-    assert all(states.is_contiguous() for states in (query, key, value))
-    left, right = window_size
-    assert left == right
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return reference(query, key, value, LENGTHS, scale, None if left == -1 else left)
-
-
-@pytest.mark.parametrize("window", [None, 2])
-@pytest.mark.parametrize("kernel", [varlen_attn_210, varlen_attn])
-def test_flash_attention_gets_the_arguments_of_its_version(kernel, window, monkeypatch):
-    torch.manual_seed(6)
-    inputs = [random_row(LENGTHS) for _ in range(3)]
-    calls = []
-
-    @wraps(kernel)  # with its signature
-    def counted(*arguments, **options):
-        calls.append(arguments)
-        return kernel(*arguments, **options)
-
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", counted)
-    monkeypatch.setattr(attention, "_has_flash", lambda _: True)
-    attention._flash_parameters.cache_clear()
-    try:
-        context = attend(*inputs, segments_of(LENGTHS), 0.3, 0.0, window)
-    finally:
-        attention._flash_parameters.cache_clear()
-    torch.testing.assert_close(context, reference(*inputs, LENGTHS, 0.3, window))
-    # torch 2.10's kernel has no window, so such layers use rectangles.
-    assert bool(calls) == (kernel is varlen_attn or window is None)
 
 
 def test_half_precision_does_not_round_what_all_keys_share():
@@ -131,13 +85,3 @@ def test_gradients_under_dropout_follow_the_weights_that_were_drawn():
         return attend(*inputs, segments_of(LENGTHS), 0.5, 0.3)
 
     assert torch.autograd.gradcheck(draw, inputs)
-
-
-def test_an_encoder_that_keeps_another_attention_is_not_packed():
-    class Encoder:  # as ModernBERT's in transformers 5.0 to 5.6
-        config = SimpleNamespace(model_type="modernbert", _attn_implementation="eager")
-
-        def set_attn_implementation(self, name):
-            pass
-
-    assert not use_packed_attention(Encoder())

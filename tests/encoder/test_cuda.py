@@ -15,7 +15,7 @@ from rankdistillm.encoder.segments import Segments
 from rankdistillm.model.heads import POOLINGS, MonoNetwork
 from rankdistillm.model.reranker import Reranker
 from tests.encoder import reference_kernels as reference
-from tests.helpers import DOCS, PAIRS, SIZES, distance, load, pack
+from tests.helpers import DOCS, PAIRS, SIZES, load, pack, relative_distance
 
 LENGTHS = np.array([14, 9, 7])
 TOKENS = int(LENGTHS.sum())
@@ -29,7 +29,6 @@ def torch_kernels(monkeypatch):
         attention=reference.Attention, gelu=reference.Gelu, norm=reference.Norm
     )
     monkeypatch.setattr(cuda, "kernels", lambda: kernels)
-    return kernels
 
 
 @pytest.fixture
@@ -90,24 +89,23 @@ def test_only_the_products_are_in_half_precision(layers):
     assert (output.fp32 - exact).norm() < 0.01 * exact.norm()
 
 
-def test_gradients_of_the_residual_stream_stay_in_float32(layers, torch_kernels):
-    received = []
+def test_gradients_of_the_residual_stream_do_not_vanish_in_half_precision(layers):
+    for layer in layers.float():  # only the residual stream is left
+        torch.nn.init.zeros_(layer.attention.output.dense.weight)
+        torch.nn.init.zeros_(layer.output.dense.weight)
 
-    class Norm(reference.Norm):
-        @staticmethod
-        def backward(grad_fp32, grad_low, *rest):
-            received.append((grad_fp32, grad_low))
-            return reference.Norm.backward(grad_fp32, grad_low, *rest)
+    def gradient(compute, scale):
+        hidden = inputs = random_states(torch.float32)
+        for layer in layers:
+            hidden = compute(layer, hidden)
+        output = hidden.fp32 if isinstance(hidden, States) else hidden[0]
+        (output[:, ::2].square().sum() * scale).backward()
+        return inputs.grad / scale
 
-    torch_kernels.norm = Norm
-    hidden = random_states(torch.float32)
-    for layer in layers.float():
-        hidden = CudaLayer(layer, torch.bfloat16)(hidden, SEGMENTS)
-    hidden.fp32.square().sum().backward()
-    assert len(received) == 2 * len(layers)
-    for grad_fp32, grad_low in received:
-        assert grad_low.dtype == torch.bfloat16
-        assert not torch.equal(grad_fp32, grad_fp32.bfloat16().float())
+    expected = gradient(plain, 1.0)
+    # fp16 ends at 6e-8; of the gradients here nothing would be left.
+    in_half = gradient(lambda *given: CudaLayer(given[0], torch.float16)(given[1], SEGMENTS), 1e-12)
+    assert (in_half - expected).norm() < 0.01 * expected.norm()
 
 
 def test_gradients_follow_the_dropout_that_was_drawn(layers):
@@ -206,6 +204,13 @@ def as_on_a_gpu(monkeypatch, calls_of):
     return calls_of(CudaLayer)
 
 
+def scores_and_gradients(model, pairs):
+    model.zero_grad()
+    scores = model(pairs)
+    scores.square().sum().backward()
+    return scores.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
 @pytest.mark.parametrize("architecture", ["bert", "electra", "roberta"])
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_whole_model_has_the_scores_and_gradients_of_the_plain_one(
@@ -215,61 +220,43 @@ def test_a_whole_model_has_the_scores_and_gradients_of_the_plain_one(
     model.network = MonoNetwork(model.network.backbone, pooling=pooling)
     torch.nn.init.normal_(model.network.linear.weight)
     pairs = pack(model, PAIRS)
-
-    def compute():
-        model.zero_grad()
-        scores = model(pairs)
-        scores.square().sum().backward()
-        return scores.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}
-
-    expected, expected_gradients = compute()
+    expected, expected_gradients = scores_and_gradients(model, pairs)
     calls = request.getfixturevalue("as_on_a_gpu")
-    scores, gradients = compute()
+    scores, gradients = scores_and_gradients(model, pairs)
+    assert calls
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
-    assert distance(gradients, expected_gradients) < 1e-5
-    assert len(calls) == SIZES["num_hidden_layers"] - (pooling == "first")
+    assert relative_distance(gradients, expected_gradients) < 1e-5
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "relu"])
-def test_layers_with_another_activation_stay_plain(activation, tiny_bert, as_on_a_gpu):
+def test_layers_with_another_activation_stay_plain(activation, tiny_bert, request):
     model = load(tiny_bert)
-    as_on_a_gpu.clear()  # loading scores a pair
-    layers = model.network.backbone.encoder.layer
-    for layer in layers:
+    for layer in model.network.backbone.encoder.layer:
         layer.intermediate.intermediate_act_fn = ACT2FN[activation]
-    model(pack(model, PAIRS)).sum().backward()
+    pairs = pack(model, PAIRS)
+    expected, expected_gradients = scores_and_gradients(model, pairs)
+    request.getfixturevalue("as_on_a_gpu")
+    scores, gradients = scores_and_gradients(model, pairs)
+    assert torch.equal(scores, expected)
+    assert relative_distance(gradients, expected_gradients) == 0
     model.autocast_dtype = torch.bfloat16
     assert CudaLayer not in map(type, model.fused_layers().values())
-    assert not as_on_a_gpu
-    assert layers[0].intermediate.dense.weight.grad.abs().max() > 0
 
 
-def test_a_reranker_makes_the_layers_once_and_keeps_nothing_for_a_backward_pass(
-    tiny_bert, as_on_a_gpu, torch_kernels
-):
+def test_a_reranker_scores_by_the_layers_for_gpus(tiny_bert, as_on_a_gpu):
     model = load(tiny_bert)
-    as_on_a_gpu.clear()  # loading scores a pair
-    kept = []
-
-    class Norm(reference.Norm):
-        @staticmethod
-        def forward(*inputs, for_backward):
-            kept.append(for_backward)
-            return reference.Norm.forward(*inputs, for_backward=for_backward)
-
-    torch_kernels.norm = Norm
     assert model.fused_layers() == {}  # in float32
+    exact = Reranker(model).score("how is bread made", DOCS)
     model.autocast_dtype = torch.bfloat16
     reranker = Reranker(model)
-    first = reranker.score("how is bread made", DOCS)
-    assert (reranker.score("how is bread made", DOCS) == first).all()
-    num_layers = SIZES["num_hidden_layers"] - 1
-    assert len(as_on_a_gpu) == 2 * num_layers
-    assert as_on_a_gpu[:num_layers] == as_on_a_gpu[num_layers:]
-    assert kept == [False] * 4 * num_layers
+    as_on_a_gpu.clear()
+    scores = reranker.score("how is bread made", DOCS)
+    assert as_on_a_gpu
+    assert 0 < np.linalg.norm(scores - exact) < 0.06 * np.linalg.norm(exact - exact.mean())
+    assert (reranker.score("how is bread made", DOCS) == scores).all()
 
 
-def test_the_first_token_is_computed_in_float32_in_the_last_layer(tiny_bert, torch_kernels):
+def test_the_first_token_is_computed_in_float32_in_the_last_layer(tiny_bert):
     """Its keys and values are in half precision, its residual stream and feed-forward are not."""
     layer = load(tiny_bert).network.backbone.encoder.layer[-1]
     fp32 = random_states(torch.float32)[0]

@@ -75,7 +75,7 @@ def test_characters_come_from_a_font_that_has_them_or_are_escaped(tmp_path, draw
     assert titled(drawn, 1) == r"\ufdd0"
     assert len(caplog.messages) == 1  # once, however many names
     assert "no installed font has" in caplog.text
-    assert "package" in caplog.text
+    assert "install a font such as" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", ["png", "pdf"])

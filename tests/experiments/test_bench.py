@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from experiments.bench import device_rate, peers, startup
+from experiments.bench import device_rate, peers, retrieve, startup
 from experiments.bench.generated import collection
+from rankdistillm.data.texts import read_texts
 from rankdistillm.model.formats.files import PACKAGED, locate
 
 
@@ -78,6 +79,21 @@ def test_generated_passages_have_the_lengths_of_ms_marco():
     lengths = sorted(len(text.split()) for text in docs.values())
     assert lengths[300] == pytest.approx(56, rel=0.1)
     assert collection(3, 200)[2] == docs
+
+
+def test_bm25_is_measured_on_texts_with_the_lengths_of_ms_marco(tmp_path):
+    files = tmp_path / "docs.tsv", tmp_path / "queries.tsv"
+    retrieve.write_texts(*files, 2000, 5)
+    docs, queries = (read_texts(file, "doc") for file in files)
+    lengths = [len(text.split()) for text in docs.values()]
+    assert sum(lengths) / 2000 == pytest.approx(55, rel=0.05)
+    assert len(queries) == 5
+    for doc_id, query in queries.items():
+        assert len(query.split()) == 6
+        assert set(query.split()) <= set(docs[doc_id].split())
+    first, second = (retrieve.open_once(*files, tmp_path / "index") for _ in range(2))
+    assert min(*first.values(), *second.values()) > 0
+    assert len([path for path in (tmp_path / "index").iterdir() if path.is_dir()]) == 1
 
 
 @pytest.mark.slow

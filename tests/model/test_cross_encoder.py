@@ -14,9 +14,9 @@ from rankdistillm.model.formats.files import PACKAGED, locate
 from tests.helpers import (
     ARCHITECTURES,
     PAIRS,
-    distance,
     load,
     pack,
+    relative_distance,
     write_classifier,
     write_encoder,
 )
@@ -59,8 +59,8 @@ def check_both_paths(path, precision, tolerance):
     _, expected, expected_gradients = scores_and_gradients(path, precision=precision, packed=False)
     packed, found, gradients = scores_and_gradients(path, precision=precision)
     assert expected.std() > 1e-3
-    assert distance({"scores": found}, {"scores": expected}) < tolerance
-    assert distance(gradients, expected_gradients) < tolerance
+    assert relative_distance({"scores": found}, {"scores": expected}) < tolerance
+    assert relative_distance(gradients, expected_gradients) < tolerance
     return packed
 
 
@@ -152,12 +152,12 @@ def test_dropout_is_applied_where_transformers_applies_it(architecture, tiny_mod
             f"{name}.draw_keep_bits", lambda like, _: torch.full_like(like, -1, dtype=torch.int32)
         )
     found = model(pack(model, PAIRS))
-    whole = AutoModel.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    reference = AutoModel.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
     inputs = model.tokenizer(
         [q for q, _ in PAIRS], [d for _, d in PAIRS], padding=True, return_tensors="pt"
     )
     monkeypatch.setattr("torch.nn.functional.dropout", lambda states, *_, **__: states * 2)
-    states = whole.train()(**inputs).last_hidden_state
+    states = reference.train()(**inputs).last_hidden_state
     expected = (states[:, 0] @ model.network.linear.weight.T).squeeze(-1)
     assert (found - without).abs().max() > 1e-3
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -170,13 +170,13 @@ def test_the_last_layer_for_first_tokens_has_the_gradients_of_the_full_layer(
     path = tiny_models(architecture)
     model = load(path)
     model(pack(model, PAIRS)).square().sum().backward()
-    whole = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
+    reference = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
     inputs = model.tokenizer(
         [q for q, _ in PAIRS], [d for _, d in PAIRS], padding=True, return_tensors="pt"
     )
-    states = whole(**inputs).last_hidden_state
+    states = reference(**inputs).last_hidden_state
     (states[:, 0] @ model.network.linear.weight.detach().T).square().sum().backward()
-    expected = {n: p.grad for n, p in whole.named_parameters() if p.grad is not None}
+    expected = {n: p.grad for n, p in reference.named_parameters() if p.grad is not None}
     found = {n: p.grad for n, p in model.network.backbone.named_parameters() if p.grad is not None}
     assert found.keys() == {n for n in expected if not n.startswith("pooler")}
     for name in found:
@@ -249,7 +249,7 @@ def test_an_unreadable_folder_raises_an_input_error(broken, tiny_bert, tmp_path)
         shutil.copytree(tiny_bert, folder)
         name = "config.json" if broken == "config" else "model.safetensors"
         (folder / name).write_bytes(b"{")
-    with pytest.raises(InputError, match=r"model\.path=.*student: no model.*give a folder with"):
+    with pytest.raises(InputError, match=r"student: no model.*give a folder with"):
         load(folder)
 
 
@@ -275,7 +275,7 @@ def test_a_dropout_rate_outside_0_to_1_is_rejected(rate, tiny_bert):
 @pytest.mark.parametrize("name", ["query_length", "doc_length"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "x"])
 def test_lengths_must_be_positive_integers(name, value, tiny_bert):
-    with pytest.raises(InputError, match=f"{name}={value} is not a whole number from 1 on"):
+    with pytest.raises(InputError, match=f"{name}={value} is not a whole number above 0"):
         load(tiny_bert, **{name: value})
 
 

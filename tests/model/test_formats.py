@@ -41,7 +41,7 @@ def test_a_checkpoint_of_lightning_ir_scores_as_there():
 
 
 def mono_checkpoint(folder, architecture="electra", *, bias=False, prefix="", **config):
-    """Write a random model in lightning-ir's format; returns its scores by the formula."""
+    """Write a random model in lightning-ir's layout; returns its scores by the formula."""
     torch.manual_seed(5)
     tokenizer = tokenizer_for(architecture)
     backbone_config = config_for(architecture, len(tokenizer))
@@ -354,7 +354,7 @@ def test_decoders_are_rejected(name, kind, tmp_path):
     if name == "bert" and kind == "AutoModelForSequenceClassification":
         pytest.skip("transformers makes an encoder of it")
     write_model(tmp_path, DECODERS[name], getattr(transformers, kind))
-    said = f"model.path={tmp_path}: config.json: {name} is a decoder, whose first token does not"
+    said = f"{tmp_path}: config.json: {name} is a decoder, whose first token does not"
     with pytest.raises(InputError, match=said):
         CrossEncoder.from_pretrained(tmp_path)
 
@@ -463,7 +463,7 @@ OURS = {"query_length": 32, "doc_length": 256, "pooling": "first"}
 )  # fmt: skip
 def test_impossible_settings_are_rejected(file, values, said, student):
     edit(student / file, **values)
-    with pytest.raises(InputError, match=rf"model\.path={student}: .*{said}"):
+    with pytest.raises(InputError, match=rf"{student}: .*{said}"):
         CrossEncoder.from_pretrained(student)
 
 
@@ -484,13 +484,13 @@ def change_tokenizer(folder, change):
 )
 def test_a_tokeniser_that_does_not_fit_is_rejected(change, said, student):
     change_tokenizer(student, change)
-    with pytest.raises(InputError, match=rf"model\.path={student}: .*tokenizer\.json: .*{said}"):
+    with pytest.raises(InputError, match=rf"{student}: .*tokenizer\.json: .*{said}"):
         CrossEncoder.from_pretrained(student)
 
 
 def test_a_missing_vocabulary_is_rejected(student):
     (student / "tokenizer.json").unlink()
-    with pytest.raises(InputError, match=r"model\.path=.*student: "):
+    with pytest.raises(InputError, match=r"^.*student: "):
         CrossEncoder.from_pretrained(student)
 
 

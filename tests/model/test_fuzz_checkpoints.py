@@ -24,7 +24,7 @@ from tests.helpers import config_for, tokenizer_for
 SEED = 20260
 DAMAGES = 50  # of each checkpoint
 QUERY, DOCS = "why do tides turn", ["The tide follows the Moon.", "Bread rises. " * 20]
-FORMATS = (
+LAYOUTS = (
     "encoder-bert", "encoder-electra", "encoder-modernbert", "mono-electra", "mono-bert",
     "classifier-bert", "classifier-electra",
 )  # fmt: skip
@@ -32,9 +32,9 @@ FORMATS = (
 
 @pytest.fixture(scope="module")
 def checkpoints(tiny_models, tmp_path_factory):
-    """An intact checkpoint of each format."""
+    """An intact checkpoint of each layout."""
     made = {}
-    for name in FORMATS:
+    for name in LAYOUTS:
         kind, _, architecture = name.partition("-")
         made[name] = folder = tmp_path_factory.mktemp(name)
         torch.manual_seed(3)
@@ -171,9 +171,9 @@ def damaged(folder, copy, random):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_damage_is_reported_in_one_line_or_changes_nothing(name, checkpoints, tmp_path):
-    random = np.random.default_rng([SEED, FORMATS.index(name)])
+    random = np.random.default_rng([SEED, LAYOUTS.index(name)])
     expected = scores(checkpoints[name])
     ends = []
     for i in range(DAMAGES):

@@ -55,7 +55,7 @@ def test_a_missing_folder_and_one_with_unrelated_files_are_accepted(tmp_path):
 def test_the_folder_of_a_training_is_locked_and_removed_if_empty(tmp_path):
     with training_folder(tmp_path / "out", []) as folder:
         second = locked(folder)
-        with pytest.raises(InputError, match="another training writes there"):
+        with pytest.raises(InputError, match="another process writes there"):
             second.__enter__()
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="would overwrite docs, which is read"):

@@ -36,11 +36,11 @@ def test_the_two_newest_states_are_kept_and_the_damaged_newest_is_skipped(layer,
     torch.save({"part": {}, "settings": {}, "random": [], "progress": {}}, tmp_path / "10.pt")
     assert state.load() == Progress({}, step=9)
     (tmp_path / "9.pt").write_bytes(b"")
-    with pytest.raises(InputError, match=r"10\.pt: cannot be read .*start over with resume=never"):
+    with pytest.raises(InputError, match=r"10\.pt: cannot be read .*; remove "):
         state.load()
 
 
-def test_a_state_with_other_settings_is_rejected_by_the_option_that_differs(layer, tmp_path):
+def test_a_state_with_other_settings_is_rejected_by_the_setting_that_differs(layer, tmp_path):
     settings = {"optim": {"learning_rate": 1.0, "decay": "all"}}
     TrainingState(tmp_path / "state", settings, part=layer).save(Progress({}, step=1))
     other = TrainingState(tmp_path / "state", {"optim": {"learning_rate": 2.0, "decay": "all"}})

@@ -1,7 +1,7 @@
-"""Checkpoint formats: detect the format of a folder or hub id, load it, write it.
+"""Checkpoint layouts: detect the layout of a folder or hub id, load it, write it.
 
 ============  =====================================================  =============================
-format        written by                                             recognised in config.json by
+layout        written by                                             recognised in config.json by
 ============  =====================================================  =============================
 `encoder`     transformers (any encoder); rankdistillm, with a head  none of the fields below
 `mono`        lightning-ir (webis/monoelectra-*, any "mono" model)   ``model_type``
@@ -9,7 +9,7 @@ format        written by                                             recognised 
               sentence-transformers' CrossEncoder
 ============  =====================================================  =============================
 
-Each format is a module with `load` and `write`; `common` holds what they share, and `files` finds,
+Each layout is a module with `load` and `write`; `common` holds what they share, and `files` finds,
 reads and writes the files themselves.
 """
 
@@ -35,13 +35,13 @@ from rankdistillm.model.formats.files import (
 )
 from rankdistillm.model.heads import ClassifierNetwork, MonoNetwork
 
-__all__ = ["FORMATS", "Checkpoint", "LoadOptions", "load_checkpoint", "write_checkpoint"]
+__all__ = ["LAYOUTS", "Checkpoint", "LoadOptions", "load_checkpoint", "write_checkpoint"]
 
-FORMATS: dict[str, Any] = {"encoder": ours, "mono": lightning_ir, "classifier": classifiers}
+LAYOUTS: dict[str, Any] = {"encoder": ours, "mono": lightning_ir, "classifier": classifiers}
 
 
 def load_checkpoint(path: str, options: LoadOptions) -> Checkpoint:
-    """Load a checkpoint of any format in float32.
+    """Load a checkpoint of any layout in float32.
 
     A head that the checkpoint lacks is drawn from N(0, 0.02) by torch's global generator. Code that
     comes with a checkpoint is never run.
@@ -51,23 +51,23 @@ def load_checkpoint(path: str, options: LoadOptions) -> Checkpoint:
     source = locate(path)
     try:
         config = read_config(source)
-        name = _format_of(config)
+        layout = _layout_of(config)
         refuse_unsupported(source, config)
         with quiet_transformers():
-            checkpoint = FORMATS[name].load(source, config, options)
+            checkpoint = LAYOUTS[layout].load(source, config, options)
             check_scores(checkpoint)
             return checkpoint
     except UnreadableError as error:
         raise InputError(
-            f"model.path={path}: no model could be loaded ({error}); give a folder with "
+            f"{path}: no model could be loaded ({error}); give a folder with "
             "config.json, model.safetensors and tokeniser, or a hub id"
         ) from error
     except InputError as error:
-        raise InputError(f"model.path={path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
 
 
 def write_checkpoint(
-    name: str,
+    layout: str,
     network: MonoNetwork | ClassifierNetwork,
     tokenizer: Any,
     folder: Path,
@@ -75,13 +75,13 @@ def write_checkpoint(
 ) -> None:
     """Write config.json, model.safetensors and the tokeniser; creates the folder if needed.
 
-    ``name`` is a key of `FORMATS`; ``settings`` are query_length and doc_length. Raises
-    `InputError` if the format cannot hold the network.
+    ``layout`` is a key of `LAYOUTS`; ``settings`` are query_length and doc_length. Raises
+    `InputError` if the layout cannot hold the network.
     """
     is_classifier = isinstance(network, ClassifierNetwork)
-    if name not in FORMATS or is_classifier != (name == "classifier"):
+    if layout not in LAYOUTS or is_classifier != (layout == "classifier"):
         fitting = "classifier" if is_classifier else "encoder or mono"
-        raise InputError(f"layout={name} does not fit this student; use {fitting}")
+        raise InputError(f"layout={layout} does not fit this student; use {fitting}")
     with writable_folder(folder, str(folder)):
         try:
             tokenizer.save_pretrained(folder)
@@ -89,10 +89,10 @@ def write_checkpoint(
             if type(error) is not Exception:  # tokenizers raises a bare Exception if writing fails
                 raise
             raise OSError(str(error)) from error
-        FORMATS[name].write(network, folder, settings)
+        LAYOUTS[layout].write(network, folder, settings)
 
 
-def _format_of(config: dict[str, Any]) -> str:
+def _layout_of(config: dict[str, Any]) -> str:
     with reading("config.json"):
         if config.get("model_type") in lightning_ir.MODEL_TYPES:
             return "mono"

@@ -1,4 +1,4 @@
-"""The parts that all checkpoint formats share: settings, tokeniser, weights and checks."""
+"""The parts that all checkpoint layouts share: settings, tokeniser, weights and checks."""
 
 import json
 from collections.abc import Mapping
@@ -46,11 +46,12 @@ class LoadOptions:
 class Checkpoint:
     """The loaded contents of a checkpoint.
 
-    ``query_length``, ``doc_length`` and ``max_length`` (of a pair) are in tokens, None for no
-    limit. ``has_head`` is False if the head was missing and has been drawn at random.
+    ``layout`` is a key of `rankdistillm.model.formats.LAYOUTS`. ``query_length``, ``doc_length``
+    and ``max_length`` (of a pair) are in tokens, None for no limit. ``has_head`` is False if the
+    head was missing and has been drawn at random.
     """
 
-    format: str
+    layout: str
     network: MonoNetwork | ClassifierNetwork
     tokenizer: Any
     query_length: int | None
@@ -70,7 +71,7 @@ def first_architecture(raw: dict[str, Any]) -> str:
 
 
 def refuse_unsupported(source: str, raw: dict[str, Any]) -> None:
-    """Raises `InputError` for kinds of checkpoints that would only be read in part."""
+    """Raises `InputError` for checkpoints that could only be read in part."""
     if raw.get("auto_map") and raw.get("model_type") not in CONFIG_MAPPING:
         raise InputError(
             f"config.json: the model type {raw.get('model_type')!r} needs code that comes with the "
@@ -231,14 +232,14 @@ def check_encoder(model: Any) -> None:
     """Raises `InputError` if the model is not an encoder, `UnreadableError` if it cannot run.
 
     The first token gives the score; a decoder's first token sees no other token, so all passages
-    would score the same. No field of a configuration says this for every model, so try it.
+    would score the same. No field of a configuration tells decoders apart, so try it.
     """
     config = model.config
     remedy = "give an encoder, such as google/electra-base-discriminator"
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(
-            f"config.json: {config.model_type} is an encoder-decoder, which has no token to score "
-            f"that sees the whole pair; {remedy}"
+            f"config.json: {config.model_type} is an encoder-decoder, in which no single token "
+            f"sees the whole pair; {remedy}"
         )
     encoder = model.base_model.eval()
     with reading("config.json"):
