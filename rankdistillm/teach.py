@@ -28,7 +28,7 @@ from rankdistillm.evaluation.agreement import agreement
 from rankdistillm.evaluation.metrics import evaluate_run, prepare_metrics
 from rankdistillm.evaluation.report import format_table
 from rankdistillm.options import ASKED, TEACH, check_options, files_read
-from rankdistillm.teachers.ask import Report, rank_all, rehearse
+from rankdistillm.teachers.ask import Report, check_readable, rank_all, rehearse
 from rankdistillm.teachers.backends import Backend, RecordedTeacher, ScoringBackend
 from rankdistillm.teachers.prompts import Prompt
 from rankdistillm.teachers.provenance import write_provenance
@@ -79,6 +79,7 @@ def teach(config: DictConfig) -> None:
     if ranked is None:
         print(rehearsal(report))
         return
+    check_readable(report, teacher.name)
     method = {
         "teacher": OmegaConf.to_container(config.teacher, resolve=True),
         "model": teacher.name,

@@ -186,6 +186,14 @@ def test_if_nothing_is_ranked_nothing_is_written(teach, tmp_path):
     assert not list(tmp_path.glob("*teacher.run"))
 
 
+def test_a_teacher_that_names_no_passage_is_no_teacher(teach, tmp_path):
+    with serving(lambda *_: completion("I cannot help with that.")) as endpoint:
+        result = teach(endpoint.url)
+    assert result.status != 0
+    assert "names a passage (refusal" in result.err
+    assert not list(tmp_path.glob("*teacher.run"))
+
+
 def test_a_dry_run_asks_nothing(teach, tmp_path):
     with serving(lambda text, _: oracle(text)) as endpoint:
         before = set(tmp_path.iterdir())
@@ -292,7 +300,18 @@ def language_model(tmp_path_factory):
     return write_language_model(tmp_path_factory.mktemp("causal"), context=2048)
 
 
-@pytest.mark.parametrize("teacher", ["local", "yes_no", "query_likelihood"])
+def test_a_language_model_that_writes_nonsense_is_no_teacher(command, language_model, tmp_path):
+    """Random weights answer a listwise prompt without any identifier."""
+    asked = [f"teacher.model.path={language_model}", "teacher.model.device=cpu", "teacher=local",
+             "ask.max_tokens=4", "depth=4", *FILES, "output=t.run"]  # fmt: skip
+    result = command("teach", *asked)
+    assert "none of its 3 answers names a passage (refusal 3)" in result.err
+    assert not (tmp_path / "t.run").exists()
+    rehearsed = command("teach", *asked, "dry_run=true", "store=new.sqlite")
+    assert "3 (another 0" in rehearsed.out
+
+
+@pytest.mark.parametrize("teacher", ["yes_no", "query_likelihood"])
 def test_a_language_model_in_this_process(teacher, command, language_model, tmp_path):
     given = [
         f"teacher={teacher}",
@@ -310,11 +329,11 @@ def test_a_language_model_in_this_process(teacher, command, language_model, tmp_
     }
     about = json.loads((tmp_path / "t.run.json").read_text())
     assert about["method"]["model"].startswith(f"{language_model}@")
-    assert about["answers"]["asked"]["answers"] == (3 if teacher == "local" else 12)
+    assert about["answers"]["asked"]["answers"] == 12
     again = command("teach", *given, *asked)
     assert "0 now" in again.out
     rehearsed = command("teach", *given, *asked, "dry_run=true", "store=new.sqlite")
-    assert f"{3 if teacher == 'local' else 12} (another 0" in rehearsed.out
+    assert "12 (another 0" in rehearsed.out
 
 
 def test_another_re_ranker(command, tiny_bert, tmp_path):

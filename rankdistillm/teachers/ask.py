@@ -47,6 +47,9 @@ T = TypeVar("T")
 SHORTER = 0.8
 SHORTEST = 20  # characters; below, shorter passages would not help
 
+# Repairs that leave the passages in their old order: the answer names none of them.
+UNREADABLE = ("empty", "thinking_cut", "refusal")
+
 
 @dataclass(frozen=True)
 class AskOptions:
@@ -101,7 +104,8 @@ class Report:
 
     ``asked`` counts the answers that the model gave now, ``stored`` those that it had given
     before; one that a query needs again, as a further pass may, counts once. ``repairs``: kind ->
-    answers that needed it. ``shortened``: questions whose passages were cut shorter for the
+    answers that needed it. ``read`` counts the answers that were read, ``unreadable`` those among
+    them that named no passage. ``shortened``: questions whose passages were cut shorter for the
     context. ``failed``: query_id -> why it has no ranking. ``stopped``: why nothing more was asked,
     or None. ``cost`` is that of ``asked``, ``total_cost`` that of both at today's prices; None if
     the prices are unknown.
@@ -110,6 +114,8 @@ class Report:
     asked: Usage = field(default_factory=Usage)
     stored: Usage = field(default_factory=Usage)
     repairs: Counter[str] = field(default_factory=Counter)
+    read: int = 0
+    unreadable: int = 0
     shortened: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     stopped: str | None = None
@@ -183,6 +189,24 @@ async def rank_all(
     report = driver.finished(perf_counter() - started)
     ranked = candidates.with_scores(scores, source=f"{candidates.source}, ranked by {backend.name}")
     return ranked.select(complete), report
+
+
+def check_readable(report: Report, name: str) -> None:
+    """Raises `InputError` if no answer of a teacher could be read; warns of more than a tenth.
+
+    Such answers leave the first stage's order, which is no ranking of the teacher.
+    """
+    kinds = ", ".join(f"{kind} {n}" for kind, n in report.repairs.items() if kind in UNREADABLE)
+    remedy = "choose another prompt, or allow longer answers"
+    if report.read and report.unreadable == report.read:
+        raise InputError(
+            f"{name}: none of its {report.read} answers names a passage ({kinds}); {remedy}"
+        )
+    if report.unreadable > report.read / 10:
+        log.warning(
+            "%s: %d of %d answers name no passage (%s); %s",
+            name, report.unreadable, report.read, kinds, remedy,
+        )  # fmt: skip
 
 
 async def each(
@@ -447,6 +471,8 @@ class Driver:
             answer = read_order(completion.text, size)
         reply, repairs = answer
         self.report.repairs.update(repairs)
+        self.report.read += 1
+        self.report.unreadable += not repairs.isdisjoint(UNREADABLE)
         return reply
 
 
