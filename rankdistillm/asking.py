@@ -1,10 +1,11 @@
-"""What the commands that ask a language model share: who is asked, how, and within which limits."""
+"""Shared by the commands that ask a language model: the teacher, its store and its limits."""
 
+import asyncio
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from hydra.errors import InstantiationException
@@ -15,12 +16,15 @@ from rankdistillm.cli import CONFIGS
 from rankdistillm.data.outputs import check_output, keep_apart
 from rankdistillm.errors import InputError, quoted
 from rankdistillm.teachers.ask import AskOptions, Report
+from rankdistillm.teachers.backends import Backend, ScoringBackend
 from rankdistillm.teachers.budget import Budget, Prices
 from rankdistillm.teachers.store import AnswerStore
 
 # Names of options that would hold a secret; `key_variable` only names where one is.
 SECRET = re.compile(r"(api|access)[_-]?key|authorization|secret|password|credential|bearer", re.I)
 MOST_NAMED = 3
+
+T = TypeVar("T")
 
 
 def check_teacher(config: DictConfig) -> None:
@@ -121,6 +125,35 @@ def budget_of(config: DictConfig) -> Budget:
 
 def ask_options(config: DictConfig) -> AskOptions:
     return AskOptions(**{str(name): value for name, value in config.ask.items()})
+
+
+def ask_all(
+    config: DictConfig,
+    outputs: Outputs,
+    teacher: Backend | ScoringBackend,
+    ask: Callable[..., Coroutine[Any, Any, T]],
+    rehearse: Callable[..., Coroutine[Any, Any, Report]],
+    *given: Any,
+) -> T | tuple[None, Report]:
+    """Run ``ask`` on ``given``, or ``rehearse`` for a dry run, with the store and the limits.
+
+    Closes the teacher in the end. A dry run returns None and the report.
+    """
+
+    async def run() -> T | tuple[None, Report]:
+        shared: dict[str, Any] = {"budget": budget_of(config), "options": ask_options(config)}
+        try:
+            with outputs.open_store(dry_run=config.dry_run) as store:
+                shared["store"] = store
+                if config.dry_run:
+                    tokens = config.answer_tokens
+                    return None, await rehearse(*given, answer_tokens=tokens, **shared)
+                return await ask(*given, concurrency=config.concurrency, **shared)
+        finally:
+            if isinstance(teacher, Backend):
+                await teacher.close()
+
+    return asyncio.run(run())
 
 
 def missing(report: Report, total: int, what: str) -> str:

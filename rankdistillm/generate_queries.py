@@ -1,17 +1,15 @@
 """Write queries for a collection that has none: ``python -m rankdistillm.generate_queries``."""
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from rankdistillm.asking import (
     Outputs,
-    ask_options,
+    ask_all,
     budget_of,
     check_teacher,
     files_of_teacher,
@@ -131,21 +129,8 @@ def _write(
     passages: Mapping[str, str],
 ) -> tuple[dict[str, str] | None, Report]:
     """The queries and a report; no queries for a dry run."""
-
-    async def ask() -> tuple[dict[str, str] | None, Report]:
-        given = (passages, prompt, teacher)
-        shared: dict[str, Any] = {"budget": budget_of(config), "options": ask_options(config)}
-        try:
-            with outputs.open_store(dry_run=config.dry_run) as store:
-                shared["store"] = store
-                if config.dry_run:
-                    tokens = config.answer_tokens
-                    return None, await rehearse_queries(*given, answer_tokens=tokens, **shared)
-                return await write_queries(*given, concurrency=config.concurrency, **shared)
-        finally:
-            await teacher.close()
-
-    return asyncio.run(ask())
+    given = (passages, prompt, teacher)
+    return ask_all(config, outputs, teacher, write_queries, rehearse_queries, *given)
 
 
 def _filter(config: DictConfig) -> Filter:

@@ -1,6 +1,5 @@
 """Rank a first-stage run by a teacher: ``python -m rankdistillm.teach``."""
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rankdistillm.asking import (
     Outputs,
-    ask_options,
+    ask_all,
     budget_of,
     check_teacher,
     files_of_teacher,
@@ -123,23 +122,8 @@ def _rank(
     if isinstance(teacher, Backend) and prompt is None:
         raise InputError("prompt is not set; add prompt=NAME to the command line")
 
-    asked: Backend | ScoringBackend = teacher
-
-    async def ask() -> tuple[Run | None, Report]:
-        given = (queries, candidates, docs, make_ranking, prompt, asked)
-        shared: dict[str, Any] = {"budget": budget_of(config), "options": ask_options(config)}
-        try:
-            with outputs.open_store(dry_run=config.dry_run) as store:
-                shared["store"] = store
-                if config.dry_run:
-                    tokens = config.answer_tokens
-                    return None, await rehearse(*given, answer_tokens=tokens, **shared)
-                return await rank_all(*given, concurrency=config.concurrency, **shared)
-        finally:
-            if isinstance(asked, Backend):
-                await asked.close()
-
-    return asyncio.run(ask())
+    given = (queries, candidates, docs, make_ranking, prompt, teacher)
+    return ask_all(config, outputs, teacher, rank_all, rehearse, *given)
 
 
 def _judgements(source: str | None, candidates: Run) -> Qrels | None:

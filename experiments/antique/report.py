@@ -22,7 +22,7 @@ from rankdistillm.evaluation.metrics import RunMetrics, evaluate_run
 from rankdistillm.evaluation.significance import holm, paired_t_test
 
 BASELINE = "stage1"
-# What the RankNet students of the plot learn from, by arm.
+# Arm -> label of the ranking that its RankNet students learn from.
 PLOTTED = {
     "control-ranknet": "BM25's order",
     "llama-ranknet": "Llama 3.2",

@@ -73,8 +73,8 @@ def make_targets(
 
     ``scores`` and ``judgements`` cover the whole ranked list, best rank first; NaN where the
     teacher did not rank the passage, or nobody judged it. Returns ``[len(indices)]`` for one kind,
-    which is transformed, and ``[kinds, len(indices)]`` for several, of which only the teacher's
-    are.
+    which is transformed, and ``[kinds, len(indices)]`` for several. Of these, only the teacher's
+    targets are transformed.
     """
     if isinstance(targets, str):
         made = _targets_of(targets, indices, scores, judgements)

@@ -73,7 +73,7 @@ class AskOptions:
         check_number("temperature", self.temperature, least=0)
 
     def of_answer(self, answer: str) -> dict[str, Any]:
-        """What goes to the model for answers of that kind (`Prompt.answer`)."""
+        """The options sent to the model for answers of that kind (`Prompt.answer`)."""
         by_logprobs = answer in ("letters", "score")
         return {
             "max_tokens": 1 if by_logprobs else self.max_tokens,
@@ -100,7 +100,7 @@ def _beginning(text: str, length: int) -> str:
 
 @dataclass
 class Report:
-    """What was asked and what came of it.
+    """Counts of questions, answers and failures.
 
     ``asked`` counts the answers that the model gave now, ``stored`` those that it had given
     before; one that a query needs again, as a further pass may, counts once. ``repairs``: kind ->
@@ -229,7 +229,7 @@ async def each(
 
 @dataclass
 class Query:
-    """What the questions about one query share."""
+    """The state that all questions about one query share."""
 
     text: str
     counted: set[bytes] = field(default_factory=set)  # keys of the answers that are in the report
@@ -239,7 +239,7 @@ class Query:
 
 @dataclass
 class Driver:
-    """What the queries share while they are asked about; `rankdistillm.teachers.queries` too."""
+    """The state that all queries share, here and in `rankdistillm.teachers.queries`."""
 
     prompt: Prompt | None
     backend: Backend | ScoringBackend
@@ -358,7 +358,7 @@ class Driver:
         try:
             return list(await asyncio.gather(*tasks))
         except (QueryFailed, BudgetSpent):
-            # What is under way is paid for: let it come, and store it. The rest is not asked.
+            # Requests under way are paid for: wait for and store their answers. Send no others.
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
         finally:
@@ -490,7 +490,7 @@ async def rehearse(
     answer_tokens: int | None = None,
     progress: bool = True,
 ) -> Report:
-    """What `rank_all` would ask, without asking: ``report.asked`` and its cost.
+    """Count what `rank_all` would ask, without asking: ``report.asked`` and its cost.
 
     Four characters count as a token and each answer as ``answer_tokens`` (None: the longest
     possible); a model that scores passages uses none. Orders are taken to be right as they are;

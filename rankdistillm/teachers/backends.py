@@ -1,4 +1,4 @@
-"""What every model that is asked has in common: its answers, its errors, and how it is called.
+"""The interface of all models that are asked: calls, answers and errors.
 
 The models themselves: `rankdistillm.teachers.openai_endpoint` (a server), `local_model` (a causal
 model in this process), `cross_encoder` (another re-ranker).

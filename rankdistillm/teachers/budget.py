@@ -1,4 +1,4 @@
-"""What asking may cost: limits on requests, tokens and money, and the user's prices."""
+"""Limits on requests, tokens and money, and the user's prices."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
