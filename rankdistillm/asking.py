@@ -1,6 +1,7 @@
 """Shared by the commands that ask a language model: the teacher, its store and its limits."""
 
 import asyncio
+import logging
 import os
 import re
 from collections.abc import Callable, Coroutine, Iterator
@@ -15,10 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from rankdistillm.cli import CONFIGS
 from rankdistillm.data.outputs import check_output, keep_apart
 from rankdistillm.errors import InputError, quoted
-from rankdistillm.teachers.ask import AskOptions, Report
 from rankdistillm.teachers.backends import Backend, ScoringBackend
 from rankdistillm.teachers.budget import Budget, Prices
+from rankdistillm.teachers.questions import AskOptions
+from rankdistillm.teachers.report import Report
 from rankdistillm.teachers.store import AnswerStore
+
+log = logging.getLogger(__name__)
 
 # Names of options that would hold a secret; `key_variable` only names where one is.
 SECRET = re.compile(r"(api|access)[_-]?key|authorization|secret|password|credential|bearer", re.I)
@@ -58,8 +62,8 @@ def prompt_file(config: DictConfig) -> Path | None:
 class Outputs:
     """The files of a command with the output ``config.output``.
 
-    ``partial`` holds what is finished if something is missing, ``about`` the provenance. `about_of`
-    gives the name for either file.
+    ``partial`` holds what is finished if something is missing. `provenance_of` names the file that
+    says how either was made.
     """
 
     def __init__(self, config: DictConfig) -> None:
@@ -69,7 +73,7 @@ class Outputs:
         self.given = f"output={self.file}"
 
     @staticmethod
-    def about_of(file: Path) -> Path:
+    def provenance_of(file: Path) -> Path:
         return Path(f"{file}.json")
 
     def check(self, inputs: Iterator[tuple[str, str | Path]], *others: Path) -> None:
@@ -80,7 +84,7 @@ class Outputs:
         files += [
             (f"{file}, written with {self.given},", file)
             for written in (self.file, self.partial)
-            for file in (self.about_of(written), *([] if written == self.file else [written]))
+            for file in (self.provenance_of(written), *([] if written == self.file else [written]))
         ]
         files += [(f"{file}, written with {self.given},", file) for file in others]
         for name, file in files[2:]:
@@ -93,7 +97,7 @@ class Outputs:
 
     def remove_partial(self) -> None:
         """Remove what an earlier command left that could not finish."""
-        for file in (self.partial, self.about_of(self.partial)):
+        for file in (self.partial, self.provenance_of(self.partial)):
             file.unlink(missing_ok=True)
 
 
@@ -106,7 +110,7 @@ def files_of_teacher(config: DictConfig) -> Iterator[tuple[str, str | Path]]:
             yield f"teacher.{name}={value}", value
 
 
-def make(config: DictConfig, name: str) -> Any:
+def instantiate_group(config: DictConfig, name: str) -> Any:
     """Instantiate the group ``name``. Raises `InputError` for what its options make impossible."""
     try:
         return instantiate(config[name], _convert_="all")
@@ -153,10 +157,15 @@ def ask_all(
             if isinstance(teacher, Backend):
                 await teacher.close()
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except KeyboardInterrupt:
+        if not config.dry_run:
+            log.info("answers so far are kept in %s; the same command goes on", outputs.store)
+        raise
 
 
-def missing(report: Report, total: int, what: str) -> str:
+def say_missing(report: Report, total: int, what: str) -> str:
     """A line that names what is missing, and why."""
     reasons = [f"{quoted(i)} ({why})" for i, why in list(report.failed.items())[:MOST_NAMED]]
     more = ", …" if len(report.failed) > MOST_NAMED else ""

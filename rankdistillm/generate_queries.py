@@ -13,9 +13,9 @@ from rankdistillm.asking import (
     budget_of,
     check_teacher,
     files_of_teacher,
-    make,
-    missing,
+    instantiate_group,
     prompt_file,
+    say_missing,
 )
 from rankdistillm.cli import CONFIGS, run_command
 from rankdistillm.data.files import suffix_of
@@ -25,7 +25,6 @@ from rankdistillm.data.texts import iterate_texts, read_texts
 from rankdistillm.errors import InputError
 from rankdistillm.options import GENERATE, WRITTEN_FOR, check_options, files_read
 from rankdistillm.retrieval.bm25 import Bm25
-from rankdistillm.teachers.ask import Report
 from rankdistillm.teachers.backends import Backend
 from rankdistillm.teachers.prompts import Prompt
 from rankdistillm.teachers.provenance import write_provenance
@@ -36,6 +35,7 @@ from rankdistillm.teachers.queries import (
     without_duplicates,
     write_queries,
 )
+from rankdistillm.teachers.report import Report
 from rankdistillm.teachers.summary import rehearsal, summary
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def generate_queries(config: DictConfig) -> None:
         raise InputError(f"{config.data.docs}: no passage has a text; give at least one")
     check_ids(qrels_of(outputs.file), passages)
     find = _filter(config)
-    teacher = make(config, "teacher")
+    teacher = instantiate_group(config, "teacher")
     if not isinstance(teacher, Backend):
         raise InputError(f"teacher: {config.teacher._target_} cannot write; choose openai or local")
     log.info("%s: %d passages; %s writes", config.data.docs, len(passages), teacher.name)
@@ -83,15 +83,24 @@ def generate_queries(config: DictConfig) -> None:
         "passages": len(passages), "queries written": len(written), "distinct": len(distinct),
         "find their passage": len(kept),
     }  # fmt: skip
+    if unusable := len(passages) - len(written) - len(report.failed):
+        counts["answers without a query"] = unusable
     file = outputs.partial if report.failed else outputs.file
     if kept:
         _write_files(config, file, prompt, teacher.name, kept, counts, report)
     print(summary(report, counts=counts))
     if report.failed:
+        lacking = say_missing(report, len(passages), "passages have no query")
         rest = f"the other queries are in {file}; " if kept else ""
         raise InputError(
-            f"{missing(report, len(passages), 'passages have no query')}; {rest}run the same "
+            f"{lacking}; {rest}run the same "
             "command again for the missing ones: no answer is asked for twice"
+        )
+    if not written:
+        repairs = ", ".join(f"{kind} {n}" for kind, n in report.repairs.most_common())
+        raise InputError(
+            f"none of {len(passages)} answers holds a query ({repairs}); choose another prompt or "
+            "model, or allow longer answers with ask.max_tokens"
         )
     if not kept:
         raise InputError(
@@ -188,7 +197,7 @@ def _write_files(
         "filter": OmegaConf.to_container(config.filter),
     }
     data = {"docs": config.data.docs, "seed": config.seed, **counts}
-    write_provenance(Outputs.about_of(file), method=method, data=data, report=report)
+    write_provenance(Outputs.provenance_of(file), method=method, data=data, report=report)
 
 
 def main() -> None:

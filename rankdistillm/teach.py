@@ -14,9 +14,9 @@ from rankdistillm.asking import (
     budget_of,
     check_teacher,
     files_of_teacher,
-    make,
-    missing,
+    instantiate_group,
     prompt_file,
+    say_missing,
 )
 from rankdistillm.cli import run_command
 from rankdistillm.data.qrels import Qrels, check_overlap, read_qrels
@@ -27,11 +27,13 @@ from rankdistillm.evaluation.agreement import agreement
 from rankdistillm.evaluation.metrics import evaluate_run, prepare_metrics
 from rankdistillm.evaluation.report import format_table
 from rankdistillm.options import ASKED, TEACH, check_options, files_read
-from rankdistillm.teachers.ask import Report, check_readable, rank_all, rehearse
+from rankdistillm.teachers.ask import rank_all
 from rankdistillm.teachers.backends import Backend, RecordedTeacher, ScoringBackend
 from rankdistillm.teachers.prompts import Prompt
 from rankdistillm.teachers.provenance import write_provenance
 from rankdistillm.teachers.rankings import Ranking
+from rankdistillm.teachers.rehearsal import rehearse
+from rankdistillm.teachers.report import Report, check_readable
 from rankdistillm.teachers.summary import rehearsal, summary
 
 log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ def teach(config: DictConfig) -> None:
     budget_of(config)
     outputs = Outputs(config)
     outputs.check(iter([*files_read(config, ASKED), *files_of_teacher(config)]))
-    make_ranking = make(config, "ranking")
+    make_ranking = instantiate_group(config, "ranking")
     try:
         make_ranking([])
     except (InputError, TypeError) as error:
@@ -68,7 +70,7 @@ def teach(config: DictConfig) -> None:
     candidates.check_writable(outputs.file)
     queries, docs = texts_of_run(candidates, config.data.queries, config.data.docs)
     qrels = _judgements(config.qrels, candidates)
-    teacher = make(config, "teacher")
+    teacher = instantiate_group(config, "teacher")
     if not isinstance(teacher, Backend | ScoringBackend | RecordedTeacher):
         raise InputError(f"teacher: {config.teacher._target_} makes no teacher; give one that does")
     log.info("%s: %d queries, ranked by %s", config.run, len(candidates), teacher.name)
@@ -89,13 +91,14 @@ def teach(config: DictConfig) -> None:
     file = outputs.partial if report.failed else outputs.file
     if len(ranked):
         ranked.write(file, tag="teacher")
-        _write_provenance(config, outputs.about_of(file), method, candidates, ranked, report)
+        _write_provenance(config, outputs.provenance_of(file), method, candidates, ranked, report)
         log.info("wrote %s", file)
         _print_closing(report, ranked, candidates, qrels)
     if report.failed:
+        lacking = say_missing(report, len(candidates), "queries have no ranking")
         rest = f"the others are in {file}; " if len(ranked) else ""
         raise InputError(
-            f"{missing(report, len(candidates), 'queries have no ranking')}; {rest}run the same "
+            f"{lacking}; {rest}run the same "
             "command again for the missing ones: no answer is asked for twice"
         )
     outputs.remove_partial()

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+import transformers
 
 from rankdistillm.data.qrels import read_qrels
 from rankdistillm.data.texts import read_texts
@@ -128,7 +129,7 @@ def test_a_limit_stops_and_the_same_command_goes_on(generate, tmp_path):
         stopped = generate(endpoint.url, "budget.requests=5", "concurrency=1")
         assert stopped.status != 0
         said = stopped.err.strip().splitlines()[-1]
-        assert said.startswith("error: 7 of 12 passages have no query: d5 (not asked: the limit")
+        assert said.startswith("error: 7 of 12 passages have no query: d5 (unfinished: the limit")
         assert "the other queries are in partial.queries.tsv" in said
         assert not (tmp_path / "queries.tsv").exists()
         assert not (tmp_path / "queries.qrels").exists()
@@ -153,6 +154,20 @@ def test_answers_without_a_query_are_counted(generate, tmp_path):
     for kind in ("empty 1", "thinking_cut 1", "refusal 1", "wrong_format 1"):
         assert kind in result.out
     assert len(read_texts(tmp_path / "queries.tsv", "query")) == 8
+
+
+def test_passages_that_exceed_the_context_are_shortened(generate, tmp_path):
+    longer = {doc_id: f"{text} {'long ' * 100}" for doc_id, text in DOCS.items()}
+    (tmp_path / "docs.tsv").write_text("".join(f"{i}\t{t}\n" for i, t in longer.items()))
+
+    def script(text, _):
+        return error(400, "prompt is too long") if len(text) > 600 else writer(text)
+
+    with serving(script) as endpoint:
+        result = generate(endpoint.url, "examples=null")
+    assert result.status == 0, result.err
+    assert re.search(r"cut for the context +12 questions", result.out)
+    assert len(read_texts(tmp_path / "queries.tsv", "query")) == 12
 
 
 def test_a_passage_that_fails_is_named(generate, tmp_path):
@@ -229,12 +244,27 @@ def test_a_teacher_that_cannot_write(command, tmp_path):
     assert result.err.startswith("error: ")
 
 
-def test_a_language_model_in_this_process(command, tmp_path_factory, tmp_path):
+def test_a_language_model_in_this_process(command, tmp_path_factory, tmp_path, monkeypatch):
     folder = write_language_model(tmp_path_factory.mktemp("causal"), context=2048)
     given = ["teacher=local", f"teacher.model.path={folder}", "teacher.model.device=cpu", *ASKED]
-    asked = [*given, "num_passages=3", "ask.max_tokens=4", "filter.depth=null"]
-    result = command("generate_queries", *asked, "teacher.model.precision=fp32")
+    asked = [*given, "num_passages=3", "filter.depth=null", "teacher.model.precision=fp32"]
+    result = command("generate_queries", *asked, "ask.max_tokens=1")
+    assert "none of 3 answers holds a query (cut_off 3)" in result.err
+    assert not (tmp_path / "queries.tsv").exists()
+    # Random weights seldom end an answer; so that they do, most tokens end it.
+    config = transformers.GenerationConfig.from_pretrained(folder)
+    config.eos_token_id = list(range(30, 3000))
+    config.save_pretrained(folder)
+    result = command("generate_queries", *asked, "output=ended.tsv")
     assert result.status == 0, result.err
-    assert 0 < len(read_texts(tmp_path / "queries.tsv", "query")) <= 3
-    with AnswerStore(tmp_path / "queries.tsv.answers.sqlite") as store:
+    assert 0 < len(read_texts(tmp_path / "ended.tsv", "query")) <= 3
+    with AnswerStore(tmp_path / "ended.tsv.answers.sqlite") as store:
         assert len(store) == 3
+
+    def fail(*_, **__):
+        raise AssertionError("the weights are loaded")
+
+    # Another filter alone needs no model: every answer is in the store.
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    again = command("generate_queries", *asked, "output=ended.tsv", "filter.depth=1000")
+    assert "none of 3 queries has a word in common with the passages" in again.err

@@ -37,6 +37,7 @@ EVALUATE = ["qrels=qrels.txt", "runs={a: first.run, b: sub/second.run}", "metric
 RERANK = ["model.path=mine/checkpoint", "data.docs=docs.tsv", "data.queries=queries.tsv"]
 RERANK += ["run=first.run"]
 RETRIEVE = ["data.docs=docs.tsv", "data.queries=queries.tsv"]
+EXPORT = ["model.path=mine/checkpoint", "format=mono"]
 TRAIN = ["+stage=distill", "model.path=mine/checkpoint", "data=local", "data.docs=docs.tsv"]
 TRAIN += ["data.queries=queries.tsv", "data.train.run=first.run", "data.train.list_size=2"]
 
@@ -64,6 +65,7 @@ TRAIN += ["data.queries=queries.tsv", "data.train.run=first.run", "data.train.li
         ),
         *(("retrieve", [*RETRIEVE, f"output={file}"]) for file in ("docs.tsv", "here/queries.tsv")),
         ("retrieve", [*RETRIEVE, "output=new", "index=here/new"]),
+        *(("export", [*EXPORT, f"output={folder}"]) for folder in ("mine", "here/mine/checkpoint")),
         ("train", [*TRAIN, "output=mine"]),
         ("train", [*TRAIN, "output=here/mine"]),
         ("train", [*TRAIN, "output=mine", "resume=never"]),

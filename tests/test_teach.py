@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,7 +119,9 @@ def test_a_limit_stops_and_the_same_command_goes_on(teach, tmp_path):
         stopped = teach(endpoint.url, "budget.requests=3", "concurrency=1")
         assert stopped.status != 0
         said = stopped.err.strip().splitlines()[-1]
-        assert said.startswith("error: 2 of 3 queries have no ranking: q1 (not asked: the limit of")
+        assert said.startswith(
+            "error: 2 of 3 queries have no ranking: q1 (unfinished: the limit of"
+        )
         assert "the others are in partial.teacher.run" in said
         assert not (tmp_path / "teacher.run").exists()
         assert list(Run.read(tmp_path / "partial.teacher.run")) == ["q0"]
@@ -164,6 +168,50 @@ def test_nonsense_is_repaired_and_counted(teach, tmp_path):
     assert repairs["repetition"] == 1
     found = Run.read(tmp_path / "teacher.run")
     assert {q: set(found[q].doc_ids) for q in found} == {q: set(FIRST[q].doc_ids) for q in FIRST}
+
+
+def test_passages_that_exceed_the_context_are_shortened(teach, tmp_path):
+    longer = {doc_id: f"{text} {'long ' * 40}" for doc_id, text in DOCS.items()}
+    (tmp_path / "docs.tsv").write_text("".join(f"{i}\t{t}\n" for i, t in longer.items()))
+
+    def script(text, _):
+        if len(text) > 2000:
+            return error(400, "This model's maximum context length is 2000 characters")
+        return oracle(text)
+
+    with serving(script) as endpoint:
+        result = teach(endpoint.url, "concurrency=1")
+        assert result.status == 0, result.err
+        assert endpoint.answered.total() == 6
+        refused = endpoint.asked.total() - 6
+        assert 0 < refused < 6  # the later windows begin with what fitted
+        again = teach(endpoint.url)
+        assert endpoint.asked.total() == 6 + refused
+    for said in (result, again):
+        assert re.search(r"cut for the context +6 questions", said.out)
+        assert (said.out + said.err).count("exceeds the model's context") == 1
+    about = json.loads((tmp_path / "teacher.run.json").read_text())
+    assert about["answers"]["shortened_questions"] == 6
+    found = Run.read(tmp_path / "teacher.run")
+    assert {q: found[q].doc_ids[:5] for q in found} == {q: best(q) for q in FIRST}
+
+
+def test_a_thought_that_is_cut_off_is_no_ranking(teach, tmp_path):
+    def script(text, times):
+        reply = completion("Okay, [3] is better than [1], and")
+        reply.body["choices"][0]["finish_reason"] = "length"
+        return reply if "query 1" in text else oracle(text)
+
+    with serving(script) as endpoint:
+        result = teach(endpoint.url, "prompt=reasoning")
+        assert result.status == 0, result.err
+        assert {body["max_tokens"] for body in endpoint.bodies} == {8000}
+        teach(endpoint.url, "prompt=reasoning", "ask.max_tokens=900")
+        assert endpoint.bodies[-1]["max_tokens"] == 900
+    assert "cut_off 2" in result.out
+    assert "allow longer answers" in result.out + result.err
+    found = Run.read(tmp_path / "teacher.run")
+    assert found["q1"].doc_ids == FIRST["q1"].doc_ids
 
 
 def test_a_query_that_fails_is_named_and_the_others_are_kept(teach, tmp_path):
@@ -305,7 +353,7 @@ def test_a_language_model_that_writes_nonsense_is_no_teacher(command, language_m
     asked = [f"teacher.model.path={language_model}", "teacher.model.device=cpu", "teacher=local",
              "ask.max_tokens=4", "depth=4", *FILES, "output=t.run"]  # fmt: skip
     result = command("teach", *asked)
-    assert "none of its 3 answers names a passage (refusal 3)" in result.err
+    assert "none of its 3 answers names a passage (thinking_cut 3)" in result.err
     assert not (tmp_path / "t.run").exists()
     rehearsed = command("teach", *asked, "dry_run=true", "store=new.sqlite")
     assert "3 (another 0" in rehearsed.out
@@ -328,10 +376,14 @@ def test_a_language_model_in_this_process(teacher, command, language_model, tmp_
         q: set(FIRST[q].doc_ids[:4]) for q in FIRST
     }
     about = json.loads((tmp_path / "t.run.json").read_text())
-    assert about["method"]["model"].startswith(f"{language_model}@")
+    assert about["method"]["model"].startswith(f"{language_model.name}@")
     assert about["answers"]["asked"]["answers"] == 12
+    names = [line.split("  ")[0] for line in result.out.splitlines() if "  " in line]
+    assert names == ["answers", "seconds", "agreement with the first stage", "new in the top 10"]
+    moved = shutil.copytree(language_model, tmp_path / "moved")
+    given[1] = f"teacher.model.path={moved}"
     again = command("teach", *given, *asked)
-    assert "0 now" in again.out
+    assert "0 now, 12 from the store" in again.out
     rehearsed = command("teach", *given, *asked, "dry_run=true", "store=new.sqlite")
     assert "12 (another 0" in rehearsed.out
 
@@ -371,12 +423,19 @@ def test_runs_to_fuse_are_a_list(command):
     assert "teacher: runs=first.run is one run; give a list" in result.err
 
 
-@pytest.mark.slow
-def test_fused_runs(command):
-    """Slow: ranx compiles for a minute."""
+def test_fused_runs(command, monkeypatch):
+    """ranx, which compiles for a minute, fuses in tests/teachers/test_fused.py."""
+    fused = []
+
+    def fuse(runs, **options):
+        fused.append(([run.source for run in runs], options))
+        return runs[0]
+
+    monkeypatch.setattr("rankdistillm.teachers.fused.fuse", fuse)
     given = ["teacher=fused", "teacher.runs=[first.run,first.run]", *FILES, "output=t.run"]
-    assert command("teach", *given).status == 0
+    assert command("teach", *given, "teacher.method=wsum").status == 0
     assert Run.read("t.run")["q0"].doc_ids == FIRST["q0"].doc_ids
+    assert fused == [(["first.run"] * 2, {"method": "wsum", "norm": "min-max", "params": None})]
 
 
 @pytest.mark.slow

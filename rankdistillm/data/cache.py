@@ -16,9 +16,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from rankdistillm.data.outputs import acquire
+
 log = logging.getLogger(__name__)
 
 CHECKSUMS = "meta.json"
+SECONDS = 5.0  # of waiting for another process before the log says so
 
 
 def cache_folder() -> Path:
@@ -47,10 +50,10 @@ def cached(entry: Path, write: Callable[[Path], None], *, damaged: str, waiting:
 def _locked(entry: Path, waiting: str) -> Iterator[None]:
     lock = FileLock(entry.with_name(f"{entry.name}.lock"))
     try:
-        lock.acquire(timeout=5)
+        acquire(lock, timeout=SECONDS)
     except Timeout:
         log.info(waiting)
-        lock.acquire()
+        acquire(lock, timeout=-1)
     try:
         yield
     finally:

@@ -116,6 +116,15 @@ def _holds(path: Path, other: Path) -> bool:
         return False
 
 
+def acquire(lock: FileLock, *, timeout: float) -> None:
+    """Acquire a lock, or do without it on a file system that has none.
+
+    Waits ``timeout`` seconds (-1: for ever), then raises `filelock.Timeout`.
+    """
+    with suppress(NotImplementedError):
+        lock.acquire(timeout=timeout)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
     """Lock ``folder`` for this process; the system releases the lock when the process ends.
@@ -123,10 +132,9 @@ def locked(folder: Path) -> Iterator[Path]:
     Raises `InputError` if another process holds it.
     """
     file = folder / ".rankdistillm.lock"
-    lock = FileLock(file, timeout=0)
+    lock = FileLock(file)
     try:
-        with suppress(NotImplementedError):  # a file system without locks
-            lock.acquire()
+        acquire(lock, timeout=0)
     except Timeout as error:
         raise InputError(
             f"{folder}: another process writes there; wait until it ends, or choose another folder"

@@ -133,7 +133,10 @@ def _from_ir_datasets(
     identifier: str, kind: Kind, wanted: Collection[str] | None
 ) -> dict[str, str]:
     if kind == "doc" and wanted is not None:
-        docs = _ir_dataset(identifier, kind).docs_store().get_many(list(wanted))
+        try:
+            docs = _ir_dataset(identifier, kind).docs_store().get_many(list(wanted))
+        except ValueError as error:  # ir_datasets' word for a disk without room for its index
+            raise InputError(f"{identifier}: {' '.join(str(error).split())}") from error
         return {doc_id: doc.default_text() for doc_id, doc in docs.items()}
     entries = _iterate_ir_datasets(identifier, kind)
     return {i: text for i, text in entries if wanted is None or i in wanted}

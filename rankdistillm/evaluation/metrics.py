@@ -177,8 +177,8 @@ def fuse(
     `FUSED_BY_SCORE`, such as ``wsum`` with ``{"weights": [0.3, 0.7]}``. ``norm`` (`NORMS`, or
     None) is applied to each list's scores before those are fused.
 
-    Raises `InputError` for fewer than two runs, runs of different queries, and methods, norms or
-    params that ranx does not have.
+    Raises `InputError` for fewer than two runs, runs of different queries, another number of
+    weights than of runs, and methods, norms or params that ranx does not have.
     """
     if len(runs) < 2:
         raise InputError(f"{len(runs)} runs to fuse; give at least two")
@@ -188,6 +188,9 @@ def fuse(
         )
     if norm is not None and norm not in NORMS:
         raise InputError(f"unknown norm {norm!r}; take one of {', '.join(NORMS)}, or none")
+    weights = (params or {}).get("weights")
+    if weights is not None and len(weights) != len(runs):
+        raise InputError(f"{len(weights)} weights for {len(runs)} runs to fuse; give one each")
     for i, run in enumerate(runs):
         other = runs[i - 1]
         if missing := next((query_id for query_id in other if query_id not in run), None):

@@ -7,6 +7,7 @@ lacked; none means that it was as asked for:
 |---|---|
 | `empty` | is empty |
 | `thinking_cut` | ends inside a thought; what it says there does not count |
+| `cut_off` | ends at the longest length before it is complete |
 | `refusal` | names no passage at all |
 | `wrong_format` | is more, or something else, than the format asks for |
 | `repetition` | names a passage twice; the first mention counts |
@@ -16,6 +17,10 @@ lacked; none means that it was as asked for:
 
 The rule for orders is that of RankGPT and rank_llm: behind the last thought, every run of digits is
 the number of a passage.
+
+An answer that the model could not finish (``cut_off``) may end inside a thought without a mark:
+many chat templates write ``<think>`` themselves. It counts only if it stands behind a thought, in
+``<answer>``, or begins as the format asks for; else it is `thinking_cut` as well.
 """
 
 import math
@@ -25,9 +30,11 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 REPAIRS = (
-    "empty", "thinking_cut", "refusal", "wrong_format", "repetition", "missing", "out_of_range",
-    "tie",
+    "empty", "thinking_cut", "cut_off", "refusal", "wrong_format", "repetition", "missing",
+    "out_of_range", "tie",
 )  # fmt: skip
+# Repairs that leave the passages in their old order: the answer names none of them.
+UNREADABLE = frozenset({"empty", "thinking_cut", "refusal"})
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LONGEST_QUERY = 40  # words
 
@@ -35,6 +42,9 @@ _LABEL = re.compile(r"^[\W\d]*(search )?query\W*:", re.IGNORECASE)
 _AROUND = " \t*`\"'\u201c\u201d\u2018\u2019\u00ab\u00bb"
 _CHAIN = re.compile(r"\[[0-9]+\](?:\s*[>=]\s*\[[0-9]+\])*")
 _NUMBER = re.compile(r"[0-9]+")
+_LAST_NUMBER = re.compile(r"\[?[0-9]+\Z")
+# At the beginning of a text, or, less freely, of a line.
+_ORDER_BEGINS = re.compile(r"\A\[?[0-9]+\]?\s*([>=,\[]|\Z)|[\n:]\s*\[?[0-9]+\]?\s*[>=]\s*\[?[0-9]")
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.IGNORECASE | re.DOTALL)
 _THOUGHT_ENDS = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 _THOUGHT_BEGINS = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
@@ -71,8 +81,10 @@ class Score(NamedTuple):
     repairs: frozenset[str]
 
 
-def read_order(text: str, size: int) -> Answer:
+def read_order(text: str, size: int, *, cut_off: bool = False) -> Answer:
     """Read the order of ``size`` passages, numbered from 1: ``[2] > [3] > [1]``.
+
+    ``cut_off``: the answer has reached the longest length; its last number may lack digits.
 
     Only what stands behind the last ``</think>`` counts, and inside ``<answer>`` if there is one.
     Every run of digits in any script names a passage; the first mention counts, unknown numbers are
@@ -85,7 +97,12 @@ def read_order(text: str, size: int) -> Answer:
     >>> read_order("Passage 3 is the best.", 3).order
     (2, 0, 1)
     """
-    text, repairs = _final(text)
+    text, repairs, is_final = _final_answer(text)
+    if cut_off:
+        text = _LAST_NUMBER.sub("", text).rstrip()
+        repairs |= set() if text or repairs else {"empty"}
+        if text and not is_final and not _ORDER_BEGINS.search(text):
+            return Answer(tuple(range(size)), frozenset({"cut_off", "thinking_cut"}))
     if text and not _CHAIN.fullmatch(text):
         repairs.add("wrong_format")
         chains = [chain.group() for chain in _CHAIN.finditer(text)]
@@ -104,22 +121,27 @@ def read_order(text: str, size: int) -> Answer:
         repairs.add("missing")
     if "=" in text and _CHAIN.fullmatch(text):
         repairs.add("tie")
-    return Answer(_completed(order, size), frozenset(repairs))
+    if cut_off and (len(order) < size or "thinking_cut" in repairs):
+        repairs.add("cut_off")
+    return Answer(_with_missing(order, size), frozenset(repairs))
 
 
-def read_choice(text: str, size: int) -> Choice:
+def read_choice(text: str, size: int, *, cut_off: bool = False) -> Choice:
     """Read which of ``size`` passages is the best, named by its letter (or number, from 1).
 
     Inside prose, the first letter in brackets or bold counts, else the first after "Passage", else
     the first letter by itself, else the first number. Letters and numbers that name no passage are
-    dropped. An answer without one that does chooses the first passage.
+    dropped. An answer without one that does chooses the first passage, as does prose that was
+    ``cut_off`` and does not stand behind a thought or in ``<answer>``.
 
     >>> read_choice("Passage C", 3)
     Choice(best=2, repairs=frozenset())
     """
-    text, repairs = _final(text)
+    text, repairs, is_final = _final_answer(text)
     if alone := _CHOICE.fullmatch(text):
         named = [alone.group(1).upper()]
+    elif cut_off and not (text and is_final):
+        return Choice(0, frozenset({"cut_off"} | (repairs or {"thinking_cut"})))
     else:
         matches = (list(pattern.finditer(text)) for pattern in _MARKED_CHOICES)
         named = [match.group(match.lastindex or 0) for match in next(filter(None, matches), [])]
@@ -152,14 +174,17 @@ def order_from_logprobs(logprobs: Mapping[str, float], size: int) -> Answer:
     repairs = {"missing"} if len(order) < size else set()
     if size and not order:
         repairs = {"refusal"}
-    return Answer(_completed(tuple(order), size), frozenset(repairs))
+    return Answer(_with_missing(tuple(order), size), frozenset(repairs))
 
 
 def score_from_logprobs(logprobs: Mapping[str, float]) -> Score:
-    """Score a passage by the log-odds of "yes" against "no", which order like P(yes).
+    """Score a passage by the log-odds of "yes" against "no", natural logarithms.
 
-    ``logprobs`` as in `order_from_logprobs`. A word that is not among them is `missing` and counts
-    as improbable as they allow. Neither of them is a `refusal` with the score -inf.
+    These are the scores of `rankdistillm.teachers.local_scorers.YesNo`, too; here, the spellings
+    ``Yes`` and ``YES`` are added up. ``logprobs`` as in `order_from_logprobs`. If only one of the
+    words is among them, the other one is `missing` and counts as probable as the least probable of
+    them, or as all that they leave over, if that is less. If neither is, that is a `refusal` with
+    the score -inf.
 
     >>> round(score_from_logprobs({"Yes": -0.1, " no": -2.4}).value, 3)
     2.3
@@ -176,23 +201,25 @@ def score_from_logprobs(logprobs: Mapping[str, float]) -> Score:
     return Score(value, frozenset({"missing"} if len(totals) < 2 else ()))
 
 
-def read_query(text: str) -> tuple[str, frozenset[str]]:
+def read_query(text: str, *, cut_off: bool = False) -> tuple[str, frozenset[str]]:
     """Read a search query: the first line of the answer, without label and quotes.
 
-    Empty if there is none, and for a text of more than `LONGEST_QUERY` words, which is no query but
-    prose (`wrong_format`).
+    Empty if there is none, for a text of more than `LONGEST_QUERY` words, which is no query but
+    prose (`wrong_format`), and if the answer was ``cut_off`` within its first line.
 
     >>> read_query('Query: "do swifts sleep"')
     ('do swifts sleep', frozenset())
     """
-    text, repairs = _final(text)
+    text, repairs, _ = _final_answer(text)
     line = next(filter(None, map(str.strip, text.splitlines())), "")
     query = " ".join(_LABEL.sub("", line).strip(_AROUND).split())
     if text and not query:
         repairs.add("refusal")
     if len(text.splitlines()) > 1 or len(query.split()) > LONGEST_QUERY:
         repairs.add("wrong_format")
-    if len(query.split()) > LONGEST_QUERY or "thinking_cut" in repairs:
+    if cut_off and ("thinking_cut" in repairs or len(text.splitlines()) < 2):
+        repairs.add("cut_off")
+    if len(query.split()) > LONGEST_QUERY or not repairs.isdisjoint({"thinking_cut", "cut_off"}):
         query = ""
     return query, frozenset(repairs)
 
@@ -210,15 +237,17 @@ def sum_by_text(logprobs: Iterable[tuple[str, float | None]]) -> dict[str, float
     return {text: _log_of_sum(values) for text, values in found.items()}
 
 
-def _final(text: str) -> tuple[str, set[str]]:
-    """The answer without thoughts, its digits in ASCII; and what is wrong with it so far."""
-    text = _THOUGHT_ENDS.split(text)[-1]
+def _final_answer(text: str) -> tuple[str, set[str], bool]:
+    """The answer without thoughts, its digits in ASCII; and what is wrong with it so far.
+
+    The last value says whether a mark tells it apart from thoughts: ``</think>`` or ``<answer>``.
+    """
+    *thoughts, text = _THOUGHT_ENDS.split(text)
     before, *thought = _THOUGHT_BEGINS.split(text, maxsplit=1)
     marked = _ANSWER.findall(before)
     text = _with_ascii_digits(marked[-1] if marked else before).strip()
-    if thought:
-        return text, {"thinking_cut"}
-    return text, set() if text else {"empty"}
+    repairs = {"thinking_cut"} if thought else set() if text else {"empty"}
+    return text, repairs, bool(thoughts or marked)
 
 
 def _with_ascii_digits(text: str) -> str:
@@ -244,7 +273,7 @@ def _indices(text: str) -> list[int]:
     return [int(number) - 1 if len(number) < 10 else -1 for number in numbers]
 
 
-def _completed(order: tuple[int, ...], size: int) -> tuple[int, ...]:
+def _with_missing(order: tuple[int, ...], size: int) -> tuple[int, ...]:
     """The order, then the indices that it lacks."""
     known = set(order)
     return (*order, *(index for index in range(size) if index not in known))

@@ -1,7 +1,7 @@
 """The interface of all models that are asked: calls, answers and errors.
 
-The models themselves: `rankdistillm.teachers.openai_endpoint` (a server), `local_model` (a causal
-model in this process), `cross_encoder` (another re-ranker).
+The models themselves: `rankdistillm.teachers.openai_endpoint` (a server), `local_chat` and
+`local_scorers` (a language model in this process), `cross_encoder` (another re-ranker).
 """
 
 from collections import Counter
@@ -20,16 +20,17 @@ class Completion:
     """A model's answer to one question.
 
     ``top_logprobs``: for each token of the answer, the likeliest tokens with their natural
-    log-probabilities; None if they were not asked for. ``cut``: what the passages had to be cut to
-    so that the question fitted into the model's context, in words or characters; None for a
-    question that was asked as it stood.
+    log-probabilities; None if they were not asked for. ``cut_to``: the characters that passages had
+    to be cut to, so that the question fitted into the model's context; None for a question that was
+    asked as it stood. ``cut_off``: the answer reached ``max_tokens`` and may lack its end.
     """
 
     text: str
     input_tokens: int = 0
     output_tokens: int = 0
     top_logprobs: list[dict[str, float]] | None = None
-    cut: int | None = None
+    cut_to: int | None = None
+    cut_off: bool = False
 
 
 def estimated_tokens(messages: Messages) -> int:
@@ -49,11 +50,12 @@ class QueryFailed(Exception):
 class Backend(Protocol):
     """A model that answers chat messages with text.
 
-    ``name`` is the model's; ``options`` is whatever else decides its answers. Both are part of the
-    key that an answer is stored under.
+    ``name`` is for messages. ``identity`` says which model it is, ``options`` whatever else decides
+    its answers; both are part of the key that an answer is stored under.
     """
 
     name: str
+    identity: str
     options: Mapping[str, Any]
 
     async def complete(
@@ -63,8 +65,11 @@ class Backend(Protocol):
         max_tokens: int,
         temperature: float,
         top_logprobs: int | None = None,
+        first_line: bool = False,
     ) -> Completion:
         """Answer the messages.
+
+        ``first_line``: only the answer's first line is wanted, so that it may end there.
 
         Raises `ContextTooLong`, and `QueryFailed` for every other error that remains. An error is
         never an answer.
@@ -76,10 +81,15 @@ class Backend(Protocol):
 
 @runtime_checkable
 class ScoringBackend(Protocol):
-    """A model that scores passages without writing text; ``name`` and ``options`` as above."""
+    """A model that scores passages; ``name``, ``identity`` and ``options`` as above.
+
+    ``cuts_passages``: whether it cuts long passages itself. If so, it gets them whole.
+    """
 
     name: str
+    identity: str
     options: Mapping[str, Any]
+    cuts_passages: bool
 
     def score(self, query: str, passages: Sequence[str]) -> list[float]:
         """One score per passage, higher is better; raises as `Backend.complete` does."""

@@ -7,23 +7,29 @@ from typing import Any, Self
 import torch
 
 from rankdistillm.model.reranker import Reranker
-from rankdistillm.teachers.local_model import fingerprint
+from rankdistillm.teachers.local_model import fingerprint, shown_name
 
 
 class CrossEncoderTeacher:
     """Scores passages with a `Reranker`; see `rankdistillm.teachers.backends.ScoringBackend`.
 
-    ``path`` names the model. Its weights are part of ``name``, so that the answers of a model
-    which is trained again in the same folder are not taken for its own.
+    ``identity`` is the fingerprint of its weights: the same model in another folder is the same,
+    and one that is trained again in this folder is another. ``path`` is for messages.
     """
+
+    cuts_passages = True
 
     def __init__(self, reranker: Reranker, path: str | Path) -> None:
         self.reranker = reranker
-        self.name = f"{path}@{fingerprint(reranker.model)}"
+        self.identity = fingerprint(reranker.model.state_dict())
+        self.name = shown_name(path, self.identity)
         template = reranker.model
+        # Only where they matter, so that answers from before these options keep their keys.
+        windows = {"long": reranker.long, "stride": reranker.stride}
         self.options: Mapping[str, Any] = {
             "query_length": template.query_length,
             "doc_length": template.doc_length,
+            **(windows if reranker.long == "maxp" else {}),
         }
 
     @classmethod

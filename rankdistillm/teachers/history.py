@@ -15,7 +15,7 @@ from typing import Any
 from rankdistillm.data.files import integer_of, numbered_lines, text_of
 from rankdistillm.data.runs import Run
 from rankdistillm.errors import InputError, quoted
-from rankdistillm.teachers.answers import read_order
+from rankdistillm.teachers.answers import UNREADABLE, read_order
 from rankdistillm.teachers.rankings import Question, Ranking, Reply, answer_all
 
 # Passages are compared by the letters and digits of their beginning: rank_llm mends characters.
@@ -135,7 +135,7 @@ def replay(
             _check_passages(history, call, question, docs)
             order, needed = read_order(call.response, len(question))
             repairs.update(needed)
-            readable += not needed & {"empty", "refusal", "thinking_cut"}
+            readable += needed.isdisjoint(UNREADABLE)
             return order
 
         orders[history.query_id] = answer_all(make_ranking(candidates[history.query_id]), answer)

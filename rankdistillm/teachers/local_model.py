@@ -1,16 +1,15 @@
-"""A language model in this process, through ``transformers``: it writes, or scores passages.
+"""A language model in this process, through ``transformers``: tokens in, text or scores out.
 
-Three ways to use one `LanguageModel`: `LocalChat` answers chat messages (also with
-log-probabilities of its tokens), `YesNo` scores a passage by the odds of "yes" against "no",
-`QueryLikelihood` by how likely it makes the query.
+`local_chat` asks it to write, `local_scorers` to score passages.
 """
 
-import asyncio
 import hashlib
 import inspect
+import re
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,74 +17,87 @@ import torch
 import transformers
 from jinja2 import TemplateError
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
+from torch.nn.functional import linear, log_softmax
 
 from rankdistillm.devices import autocast_dtype_of, device_of
 from rankdistillm.errors import InputError, check_count
-from rankdistillm.model.formats.files import UnreadableError, reading
+from rankdistillm.model.formats.files import UnreadableError, read_tensors, reading
 from rankdistillm.teachers.answers import sum_by_text
 from rankdistillm.teachers.backends import Completion, ContextTooLong, Messages, QueryFailed
-from rankdistillm.teachers.prompts import Prompt
 
 # Tokens, padding counted, of passages that are scored in one forward pass.
 CPU_TOKENS, GPU_TOKENS = 8_192, 65_536
-# How long a batch waits for other questions, which come back from the store in the meantime.
-SECONDS = 0.005
+# Values that the logits of one forward pass may have for each of these tokens: 256 MiB in float32
+# for CPU_TOKENS. A vocabulary of 262,144 would otherwise outweigh all else in memory.
+LOGITS_PER_TOKEN = 8_192
+ROWS = 16_384  # of the output layer that are converted to float32 at once
 SAMPLED = 64  # values of each tensor that `fingerprint` looks at
+_FIRST_LINE = re.compile(r"\s*\S[^\n]*\n")
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """A short hash of the names, shapes and some values of all weights.
 
-    It tells apart models that were trained one after the other in the same folder, and takes no
-    reading of all weights.
+    It tells apart models that were trained one after the other in the same folder, and reads only
+    a small part of weights that are memory-mapped.
     """
     digest = hashlib.sha256()
-    for name, weight in model.state_dict().items():
+    for name, weight in sorted(weights.items()):
         values = weight.detach().flatten()
         values = values[:: max(1, len(values) // SAMPLED)].float().cpu()
         digest.update(f"{name} {tuple(weight.shape)} ".encode() + values.numpy().tobytes())
-    return digest.hexdigest()[:8]
+    return digest.hexdigest()[:16]
+
+
+def shown_name(path: str | Path, weights: str) -> str:
+    """What a model is called in messages: its folder's name, or its hub id, and its fingerprint."""
+    return f"{Path(path).resolve().name if Path(path).exists() else path}@{weights}"
 
 
 class LanguageModel:
     """A causal language model, or an encoder-decoder such as T5, and its tokeniser.
 
-    ``token_budget`` bounds the tokens of one forward pass when passages are scored. A model or
-    batch that exceeds the device's memory is tried again in halves.
+    The weights are loaded when they are first needed, so that a command whose answers are all in
+    the store does without them. ``identity`` is the fingerprint of the weights: the same model in
+    another folder is the same.
+
+    ``token_budget`` bounds the tokens of one forward pass when passages are scored, and with them
+    its logits (`LOGITS_PER_TOKEN`). A model or batch that exceeds the device's memory is tried
+    again in halves.
     """
 
     def __init__(
         self,
-        model: Any,
+        load: Callable[[], Any],
+        config: Any,
         tokenizer: Any,
-        path: str | Path,
         *,
+        name: str,
+        identity: str,
+        device: torch.device,
+        dtype: torch.dtype,
         token_budget: int | None = None,
         template_options: Mapping[str, Any] | None = None,
     ) -> None:
         check_count("token_budget", token_budget, optional=True)
-        self.model = model.eval()
+        self._load = load
         self.tokenizer = tokenizer
-        self.device: torch.device = model.device
-        self.token_budget = token_budget or (
-            GPU_TOKENS if self.device.type == "cuda" else CPU_TOKENS
-        )
+        self.name, self.identity = name, identity
+        self.device = device
+        self.token_budget = token_budget or (GPU_TOKENS if device.type == "cuda" else CPU_TOKENS)
         self.template_options = dict(template_options or {})
-        self.name = f"{path}@{fingerprint(model)}"
         template = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:8]
-        self.options = {"chat_template": template, **self.template_options}
-        self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
-        text_config = model.config.get_text_config()
+        # The fingerprint is that of the files, whatever they are converted to.
+        self.options = {
+            "chat_template": template,
+            "dtype": str(dtype).removeprefix("torch."),
+            **self.template_options,
+        }
+        self.is_encoder_decoder = bool(config.is_encoder_decoder)
+        text_config = config.get_text_config()
         # T5 has no longest input: its positions are relative.
         self.context: int | None = getattr(text_config, "max_position_embeddings", None)
-        ends = model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        self.ends = {end for end in (*ends, tokenizer.eos_token_id) if end is not None}
-        # Padding is masked, so that any token will do.
-        pad = tokenizer.pad_token_id
-        self.pad = int(pad if pad is not None else next(iter(self.ends), 0))
-        self._accepted = set(inspect.signature(model.forward).parameters)
+        self.vocabulary = int(text_config.vocab_size)
 
     @classmethod
     def from_pretrained(
@@ -97,40 +109,64 @@ class LanguageModel:
         token_budget: int | None = None,
         template_options: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Load a folder or hub id.
+        """Open a folder or hub id.
 
-        The weights are converted to ``precision``: bf16 on a GPU that has it (see
+        The weights are converted to ``precision``: bf16 where the hardware has it (see
         `autocast_dtype_of`). ``template_options`` go to the tokeniser's chat template, e.g.
         ``{"enable_thinking": False}``.
 
-        Raises `InputError` if the model cannot be loaded whole.
+        Raises `InputError` if there is no such model. Weights that are not whole raise it when they
+        are first used.
         """
         device = device_of(device)
         dtype = autocast_dtype_of(precision, device)
-        try:
-            with reading(str(path)):
-                config = transformers.AutoConfig.from_pretrained(path)
-                kind: Any = (
-                    transformers.AutoModelForSeq2SeqLM
-                    if config.is_encoder_decoder
-                    else transformers.AutoModelForCausalLM
-                )
-                tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-                model, found = kind.from_pretrained(path, dtype=dtype, output_loading_info=True)
-        except UnreadableError as error:
-            raise InputError(f"{error}; give the folder or hub id of a language model") from error
-        if found["missing_keys"]:
-            raise InputError(
-                f"{path}: not a whole language model, it lacks {sorted(found['missing_keys'])[0]}; "
-                "give one with its output layer"
-            )
+        with _opening(path):
+            config = transformers.AutoConfig.from_pretrained(path)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+            weights = fingerprint(read_tensors(str(path)))
         return cls(
-            model.to(device),
+            lambda: _load(path, config, dtype).to(device),
+            config,
             tokenizer,
-            path,
+            name=shown_name(path, weights),
+            identity=weights,
+            device=device,
+            dtype=dtype,
             token_budget=token_budget,
             template_options=template_options,
         )
+
+    @cached_property
+    def model(self) -> Any:
+        """The model of transformers; loaded when it is first used.
+
+        Raises `InputError` for weights that are not whole or do not fit into the device's memory.
+        """
+        try:
+            with torch.inference_mode(False):  # so that others may compute gradients with it
+                return self._load().eval()
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"{self.name}: its weights exceed the memory of {self.device}; choose a smaller "
+                "model or another device"
+            ) from error
+
+    @cached_property
+    def ends(self) -> set[int]:
+        """The tokens that end an answer."""
+        ends = self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        return {end for end in (*ends, self.tokenizer.eos_token_id) if end is not None}
+
+    @cached_property
+    def _pad(self) -> int:
+        # Padding is masked, so that any token will do.
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else next(iter(self.ends), 0))
+
+    @cached_property
+    def _accepted(self) -> set[str]:
+        return set(inspect.signature(self.model.forward).parameters)
 
     def encode(self, messages: Messages) -> list[int]:
         """The tokens of the messages, in the form that the model's chat template gives them.
@@ -173,8 +209,13 @@ class LanguageModel:
         max_tokens: int,
         temperature: float,
         top_logprobs: int | None,
+        first_line: bool = False,
     ) -> list[Completion | QueryFailed]:
         """Answers to tokenised prompts, as one batch; greedy if ``temperature`` is 0.
+
+        With ``first_line``, the answers of a model without chat template end with their first line:
+        such a model does not end them itself, but goes on with the next passage. A chat model does,
+        and may begin with a thought of several lines.
 
         A prompt that exceeds the device's memory by itself has a `QueryFailed` in its place.
         """
@@ -183,7 +224,7 @@ class LanguageModel:
         while todo:
             batch = todo.popleft()
             try:
-                found += self._generate(batch, max_tokens, temperature, top_logprobs)
+                found += self._generate(batch, max_tokens, temperature, top_logprobs, first_line)
             except torch.OutOfMemoryError:
                 try:
                     todo.extendleft(reversed(_halves(batch)))
@@ -197,41 +238,53 @@ class LanguageModel:
         max_tokens: int,
         temperature: float,
         top_logprobs: int | None,
+        first_line: bool,
     ) -> list[Completion]:
         ids, mask = self._padded(prompts)
+        # An encoder-decoder's sequence begins with its start token, not with the prompt.
+        begin = 1 if self.is_encoder_decoder else ids.shape[1]
+        stop = None
+        if first_line and not self.tokenizer.chat_template:
+            stop = _AfterFirstLine(self.tokenizer, begin, len(prompts))
         # All that the model's own generation_config would otherwise fill in.
         config = transformers.GenerationConfig(
             max_new_tokens=max_tokens,
             do_sample=temperature > 0,
             temperature=temperature if temperature > 0 else 1.0,
-            top_k=0,
+            top_k=0 if temperature > 0 else None,
             top_p=1.0,
             repetition_penalty=1.0,
             eos_token_id=sorted(self.ends) or None,
-            pad_token_id=self.pad,
+            pad_token_id=self._pad,
+            return_dict_in_generate=True,
+            output_logits=top_logprobs is not None,
         )
         made = self.model.generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=config,
-            return_dict_in_generate=True,
-            output_logits=top_logprobs is not None,
+            stopping_criteria=transformers.StoppingCriteriaList([] if stop is None else [stop]),
         )
-        # An encoder-decoder's sequence begins with its start token, not with the prompt.
-        answers = made.sequences[:, 1 if self.is_encoder_decoder else ids.shape[1] :].tolist()
+        answers = made.sequences[:, begin:].tolist()
         tops = (
             [] if top_logprobs is None else [self._top(step, top_logprobs) for step in made.logits]
         )
         completions = []
         for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             length = next((n for n, token in enumerate(answer, 1) if token in self.ends), None)
+            if stop is not None and (line_end := stop.lengths[i]) is not None:
+                length = line_end if length is None else min(length, line_end)
             answer = answer[:length]
+            text = self.tokenizer.decode(answer, skip_special_tokens=True)
+            if stop is not None and (line := _FIRST_LINE.match(text)):
+                text = line.group()  # the last token may hold more
             completions.append(
                 Completion(
-                    self.tokenizer.decode(answer, skip_special_tokens=True),
+                    text,
                     len(prompt),
                     len(answer),
                     [top[i] for top in tops[: len(answer)]] if tops else None,
+                    cut_off=length is None,
                 )
             )
         return completions
@@ -256,7 +309,8 @@ class LanguageModel:
         """A number for each context: what ``read`` makes of the logits.
 
         ``read`` gets those of the tokens of the continuation and of the one that follows it,
-        float32 ``[n, len(continuation) + 1, vocabulary]``, and returns ``[n]``.
+        float32 ``[n, len(continuation) + 1, vocabulary]``, and returns ``[n]``. In half precision,
+        the output layer still computes in float32: a bf16 number near 20 is a multiple of 0.125.
         """
         for context in contexts:
             self.check_length(len(context), len(continuation))
@@ -265,7 +319,8 @@ class LanguageModel:
         while todo:
             chunk = todo.popleft()
             try:
-                logits = self._logits([contexts[i] for i in chunk], continuation)
+                with _float32_output(self.model):
+                    logits = self._logits([contexts[i] for i in chunk], continuation)
                 for i, score in zip(chunk, read(logits.float()).tolist(), strict=True):
                     scores[i] = score
             except torch.OutOfMemoryError:
@@ -275,11 +330,12 @@ class LanguageModel:
     def _chunks(self, lengths: Sequence[int], added: int) -> list[list[int]]:
         """Indices of contexts of similar length, within ``token_budget`` (or a single one)."""
         chunks: list[list[int]] = []
-        longest = 0
+        logits = (added + 1) * self.vocabulary
+        size = 0.0  # of each context of a chunk, in tokens of the budget
         for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-            if not chunks or (len(chunks[-1]) + 1) * longest > self.token_budget:
+            if not chunks or (len(chunks[-1]) + 1) * size > self.token_budget:
                 chunks.append([])
-                longest = lengths[i] + added
+                size = max(lengths[i] + added, logits / LOGITS_PER_TOKEN)
             chunks[-1].append(i)
         return chunks
 
@@ -303,9 +359,87 @@ class LanguageModel:
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Tokens and mask ``[n, longest]``, padded on the left: all rows end together."""
         longest = max(map(len, rows))
-        ids = [[self.pad] * (longest - len(row)) + list(row) for row in rows]
+        ids = [[self._pad] * (longest - len(row)) + list(row) for row in rows]
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+
+
+@contextmanager
+def _opening(path: str | Path) -> Iterator[None]:
+    """Turn every error into an `InputError` that names the path."""
+    try:
+        with reading(str(path)):
+            yield
+    except UnreadableError as error:
+        said = str(error)
+        where = "" if said.startswith(str(path)) else f"{path}: "
+        raise InputError(f"{where}{said}; give the folder or hub id of a language model") from error
+
+
+def _load(path: str | Path, config: Any, dtype: torch.dtype) -> Any:
+    kind: Any = (
+        transformers.AutoModelForSeq2SeqLM
+        if config.is_encoder_decoder
+        else transformers.AutoModelForCausalLM
+    )
+    with _opening(path):
+        model, found = kind.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    if found["missing_keys"]:
+        raise InputError(
+            f"{path}: not a whole language model, it lacks {sorted(found['missing_keys'])[0]}; "
+            "give one with its output layer"
+        )
+    return model
+
+
+class _AfterFirstLine(transformers.StoppingCriteria):
+    """Ends each answer of a batch after its first line that has text.
+
+    ``begin``: the index of the answers' first token. ``lengths``: the tokens up to the line break;
+    None for an answer without one. (``stop_strings`` would also end an answer that begins with a
+    line break.)
+    """
+
+    def __init__(self, tokenizer: Any, begin: int, number: int) -> None:
+        self.tokenizer, self.begin = tokenizer, begin
+        self.lengths: list[int | None] = [None] * number
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        for i, answer in enumerate(input_ids[:, self.begin :].tolist()):
+            if self.lengths[i] is None:
+                text = self.tokenizer.decode(answer, skip_special_tokens=True)
+                self.lengths[i] = len(answer) if _FIRST_LINE.match(text) else None
+        ended = [length is not None for length in self.lengths]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+@contextmanager
+def _float32_output(model: Any) -> Iterator[None]:
+    """Let the output layer compute in float32, and what the model then does to the logits.
+
+    That may be a scale or a soft cap, which is why the model's own forward pass runs.
+    """
+    layer: Any = model.get_output_embeddings()
+    is_linear = isinstance(layer, nn.Linear)
+    if not is_linear or layer.weight.dtype == torch.float32:
+        yield
+        return
+    layer.forward = partial(_in_float32, layer)
+    try:
+        yield
+    finally:
+        del layer.forward
+
+
+def _in_float32(layer: nn.Linear, hidden: Tensor) -> Tensor:
+    """The layer's output without a float32 copy of all its weights, which may be gigabytes."""
+    hidden = hidden.float()
+    output = hidden.new_empty((*hidden.shape[:-1], layer.out_features))
+    for start in range(0, layer.out_features, ROWS):
+        rows = slice(start, start + ROWS)
+        bias = None if layer.bias is None else layer.bias[rows].float()
+        output[..., rows] = linear(hidden, layer.weight[rows].float(), bias)
+    return output
 
 
 def _halves(batch: list[Any]) -> list[list[Any]]:
@@ -314,175 +448,3 @@ def _halves(batch: list[Any]) -> list[list[Any]]:
         raise QueryFailed("a single question does not fit into the device's memory")
     torch.cuda.empty_cache()
     return [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-
-
-@dataclass
-class _Waiting:
-    prompt: list[int]
-    options: dict[str, Any]
-    future: "asyncio.Future[Completion]"
-
-
-class LocalChat:
-    """Answers chat messages with a `LanguageModel`; see `rankdistillm.teachers.backends.Backend`.
-
-    Questions that wait at the same time, with the same options, are answered as one batch of up to
-    ``batch_size``: ask about that many queries side by side. In half precision the last bits, and
-    thus now and then an answer, depend on what else is in the batch.
-    """
-
-    def __init__(self, model: LanguageModel, *, batch_size: int = 16) -> None:
-        check_count("batch_size", batch_size)
-        self.model = model
-        self.batch_size = batch_size
-        self.name: str = model.name
-        self.options: Mapping[str, Any] = model.options
-        self._waiting: deque[_Waiting] = deque()
-        self._worker: asyncio.Task[None] | None = None
-
-    async def complete(
-        self,
-        messages: Messages,
-        *,
-        max_tokens: int,
-        temperature: float,
-        top_logprobs: int | None = None,
-    ) -> Completion:
-        """Answer the messages; see `rankdistillm.teachers.backends.Backend.complete`."""
-        prompt = self.model.encode(messages)
-        self.model.check_length(len(prompt), max_tokens)
-        options = {
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_logprobs": top_logprobs,
-        }
-        waiting = _Waiting(prompt, options, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
-        return await waiting.future
-
-    async def close(self) -> None:
-        """Let the batch under way end; nothing else is answered."""
-        self._waiting.clear()
-        if self._worker is not None:
-            await asyncio.gather(self._worker, return_exceptions=True)
-
-    async def _work(self) -> None:
-        while self._waiting:
-            await asyncio.sleep(SECONDS)
-            batch = self._next_batch()
-            if not batch:
-                continue
-            prompts, options = [waiting.prompt for waiting in batch], batch[0].options
-            try:
-                made = await asyncio.to_thread(self.model.generate, prompts, **options)
-            except Exception as error:
-                for waiting in batch:
-                    if not waiting.future.done():
-                        waiting.future.set_exception(error)
-                continue
-            for waiting, answer in zip(batch, made, strict=True):
-                if waiting.future.done():
-                    continue
-                if isinstance(answer, QueryFailed):
-                    waiting.future.set_exception(answer)
-                else:
-                    waiting.future.set_result(answer)
-
-    def _next_batch(self) -> list[_Waiting]:
-        """The questions that have waited longest and have the first one's options."""
-        waiting = [w for w in self._waiting if not w.future.done()]
-        batch = [w for w in waiting if w.options == waiting[0].options][: self.batch_size]
-        taken = set(map(id, batch))
-        self._waiting = deque(w for w in waiting if id(w) not in taken)
-        return batch
-
-
-class YesNo:
-    """Scores a passage by the log-odds of "yes" against "no" as the first word of the answer.
-
-    Qwen3-Reranker, monoT5 (``yes="true", no="false"`` in its tokeniser's spelling) and any other
-    model that was trained to, or can, answer so. The probability of yes among the two is the
-    score's sigmoid. See `rankdistillm.teachers.backends.ScoringBackend`.
-
-    Raises `InputError` if one of the words is not a single token.
-    """
-
-    def __init__(
-        self, model: LanguageModel, prompt: Prompt, *, yes: str = "yes", no: str = "no"
-    ) -> None:
-        self.model, self.prompt = model, prompt
-        self.name: str = model.name
-        self.options: Mapping[str, Any] = {
-            **model.options, "prompt": prompt.digest(), "yes": yes, "no": no,
-        }  # fmt: skip
-        self._words = [self._token(word) for word in (yes, no)]
-
-    def _token(self, word: str) -> int:
-        ids = self.model.tokenizer(word, add_special_tokens=False).input_ids
-        if len(ids) != 1 or ids[0] == self.model.tokenizer.unk_token_id:
-            raise InputError(
-                f"{word!r} is not a single token of {self.model.name}; give a word that is, maybe "
-                "with a space before it"
-            )
-        return int(ids[0])
-
-    def score(self, query: str, passages: Sequence[str]) -> list[float]:
-        """The log-odds for each passage."""
-        yes, no = self._words
-        contexts = [
-            self.model.encode(self.prompt.messages(query=query, passages=[passage]))
-            for passage in passages
-        ]
-        return self.model.score(contexts, [], lambda logits: logits[:, 0, yes] - logits[:, 0, no])
-
-
-class QueryLikelihood:
-    """Scores a passage by the mean log-probability of the query's tokens after it.
-
-    The prompt's last message is the query, as it is to be scored; those before hold the passage.
-    A base model without instructions can do this. See
-    `rankdistillm.teachers.backends.ScoringBackend`.
-
-    Source: Sachan et al., *Improving Passage Retrieval with Zero-Shot Question Generation*, EMNLP
-    2022.
-
-    Raises `InputError` for a prompt of other turns.
-    """
-
-    def __init__(self, model: LanguageModel, prompt: Prompt) -> None:
-        query, passage = "3141592653", "2718281828"  # as in `Prompt.load`
-        *before, last = prompt.messages(query=query, passages=[passage])
-        if not before or query not in last["content"] or passage in last["content"]:
-            raise InputError(
-                f"{prompt.path}: query likelihood needs a prompt of at least two turns, of which "
-                "the last one holds the query and no passage; choose another prompt"
-            )
-        self.model, self.prompt = model, prompt
-        self.name: str = model.name
-        self.options: Mapping[str, Any] = {
-            **model.options, "prompt": prompt.digest(), "scored": "query",
-        }  # fmt: skip
-
-    def score(self, query: str, passages: Sequence[str]) -> list[float]:
-        """The mean log-probabilities, natural logarithms; 0 for a query without tokens."""
-        model = self.model
-        contexts, scored = [], ""
-        for passage in passages:
-            *before, last = self.prompt.messages(query=query, passages=[passage])
-            contexts.append(model.encode(before))
-            scored = last["content"]
-        # A word's first token differs at the beginning of a text; a chat begins a turn there.
-        begins = model.tokenizer.chat_template or model.is_encoder_decoder
-        text = scored if begins or scored.startswith((" ", "\n")) else f" {scored}"
-        tokens = list(model.tokenizer(text, add_special_tokens=False).input_ids)
-        if not tokens:
-            return [0.0] * len(passages)
-        wanted = torch.tensor(tokens, device=model.device)
-
-        def mean_logprob(logits: Tensor) -> Tensor:
-            found = log_softmax(logits[:, :-1], dim=-1)
-            return found[:, torch.arange(len(tokens)), wanted].mean(dim=1)
-
-        return model.score(contexts, tokens, mean_logprob)

@@ -58,7 +58,7 @@ class OpenAIEndpoint:
         extra: more options in the body, e.g. ``{"chat_template_kwargs": {"enable_thinking":
             False}}`` for vLLM; for a prompt that begins the answer, vLLM needs
             ``{"add_generation_prompt": False, "continue_final_message": True}``. They are part of
-            the store's key.
+            the store's key. Without the latter, a prompt that begins the answer gives a warning.
 
     Raises `InputError` if the package ``openai`` or OpenAI's key is missing.
     """
@@ -114,7 +114,7 @@ class OpenAIEndpoint:
         self.where = f"{address.scheme}://{address.hostname}" + (
             f":{address.port}" if address.port else ""
         )
-        self.name = model
+        self.name = self.identity = model
         self._extra = dict(extra or {})
         self.options: dict[str, Any] = {
             **self._extra,
@@ -126,6 +126,7 @@ class OpenAIEndpoint:
         self.length_option, self.sends_temperature = length_option, sends_temperature
         self.retries = 0
         self._usage_seen = True
+        self._continues = bool(self._extra.get("continue_final_message"))
 
     async def complete(
         self,
@@ -134,8 +135,17 @@ class OpenAIEndpoint:
         max_tokens: int,
         temperature: float,
         top_logprobs: int | None = None,
+        first_line: bool = False,
     ) -> Completion:
         """Ask, and ask again as long as it may help; see `Backend.complete`."""
+        # No stop at a line break for ``first_line``: these are chat models, which end their answers
+        # themselves, and one that thinks, or begins with a line break, would be cut before it.
+        if messages[-1]["role"] == "assistant" and not self._continues:
+            self._continues = True  # one warning is enough
+            log.warning(
+                "the prompt begins the answer, which not every endpoint goes on with; vLLM needs "
+                "extra={add_generation_prompt: false, continue_final_message: true}"
+            )
         body: dict[str, Any] = {self.length_option: max_tokens}
         if self.sends_temperature:
             body["temperature"] = temperature
@@ -237,7 +247,9 @@ class OpenAIEndpoint:
             tokens = (estimated_tokens(messages), -(-len(text) // 4))
         # Half a surrogate pair, which JSON can spell, is not text.
         text = text.encode("utf-8", "replace").decode()
-        return Completion(text, tokens[0], tokens[1], top if any(top) else None)
+        cut_off = getattr(choice, "finish_reason", None) == "length"
+        found = top if any(top) else None
+        return Completion(text, tokens[0], tokens[1], found, cut_off=cut_off)
 
     def _clean(self, text: str) -> str:
         """One short line without the key, which some servers repeat."""

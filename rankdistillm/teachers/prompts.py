@@ -23,6 +23,9 @@ how the answer is to be read:
 | `best` | best | `answers.read_choice` |
 | `score` | score | `answers.score_from_logprobs`: one token is asked for |
 | `query` | none: it writes a query for a passage | `answers.read_query` |
+
+`{% set max_tokens = 8000 %}` is the longest answer. Without it, an answer may have 200 tokens, or
+ten for each passage if that is more.
 """
 
 import hashlib
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
 Message = dict[str, str]  # role and content
 Reading = Literal["order", "letters", "best", "score", "query"]
 ROLES = ("system", "user", "assistant")
+# Of an answer. "[100] > " takes up to seven where each digit is a token.
+LEAST_TOKENS, TOKENS_PER_PASSAGE = 200, 10
 VARIABLES = "query, passages, num, letters and examples"
 # A text of longer "words" than these is no prose: a URL, base64, or a script without spaces.
 CHARACTERS_PER_WORD = 20
@@ -67,12 +72,14 @@ class Example:
 class Prompt:
     """A prompt file. ``answer`` says how the model's answer is to be read.
 
+    ``max_tokens`` is the longest answer, None if the file does not say; see `longest_answer`.
     ``examples`` are shown by prompts that ask for a query.
     """
 
     path: Path
     source: str
     answer: Reading
+    max_tokens: int | None
     _template: "jinja2.Template" = field(repr=False, compare=False)
     examples: tuple[Example, ...] = ()
 
@@ -85,8 +92,8 @@ class Prompt:
         """
         path = Path(path)
         source = _read(path)
-        template, answer = _compile(path, source)
-        prompt = cls(path, source, answer, template)
+        template, answer, max_tokens = _compile(path, source)
+        prompt = cls(path, source, answer, max_tokens, template)
         prompt._try_out()
         return prompt
 
@@ -94,6 +101,17 @@ class Prompt:
     def kind(self) -> Kind | Literal["query"]:
         """The kind of question that the prompt asks; ``query`` suits no way of asking."""
         return "order" if self.answer == "letters" else self.answer
+
+    @property
+    def reads_logprobs(self) -> bool:
+        """Whether the answer is read from the log-probabilities of one token."""
+        return self.answer in ("letters", "score")
+
+    def longest_answer(self, num: int) -> int:
+        """The tokens that an answer about ``num`` passages may have."""
+        if self.reads_logprobs:
+            return 1
+        return self.max_tokens or max(LEAST_TOKENS, TOKENS_PER_PASSAGE * num)
 
     def digest(self) -> str:
         """SHA-256 of the file's text, in hexadecimal."""
@@ -211,7 +229,8 @@ def _read(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}){remedy}") from error
 
 
-def _compile(path: Path, source: str) -> tuple["jinja2.Template", Reading]:
+def _compile(path: Path, source: str) -> tuple["jinja2.Template", Reading, int | None]:
+    """The template, and the values of ``answer`` and ``max_tokens`` in it."""
     try:
         import jinja2
         from jinja2 import nodes
@@ -231,13 +250,19 @@ def _compile(path: Path, source: str) -> tuple["jinja2.Template", Reading]:
             f"{path}, line {error.lineno}: {str(error.message).rstrip('.')}; correct the template"
         ) from error
     answer: object = "order"
+    max_tokens: object = None
     for node in tree.body:
-        if isinstance(node, nodes.Assign) and getattr(node.target, "name", None) == "answer":
-            answer = getattr(node.node, "value", None)
+        name = getattr(node.target, "name", None) if isinstance(node, nodes.Assign) else None
+        value = getattr(getattr(node, "node", None), "value", None)
+        if name == "answer":
+            answer = value
             if answer not in get_args(Reading):
                 raise InputError(
                     f"{path}, line {node.lineno}: answer is not one of "
                     f"{', '.join(get_args(Reading))}; correct it"
                 )
+        if name == "max_tokens":
+            max_tokens = value
+            check_count(f"{path}, line {node.lineno}: max_tokens", max_tokens)
     template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
-    return template, cast(Reading, answer)
+    return template, cast(Reading, answer), cast(int | None, max_tokens)

@@ -15,7 +15,7 @@ from typing import Any
 
 from rankdistillm import __version__
 from rankdistillm.data.outputs import replacing
-from rankdistillm.teachers.ask import Report
+from rankdistillm.teachers.report import Report
 
 PACKAGES = ("openai", "transformers", "torch", "jinja2", "bm25s", "ranx")
 

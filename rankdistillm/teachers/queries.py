@@ -12,10 +12,13 @@ from rankdistillm.data.files import numbered_lines
 from rankdistillm.errors import InputError, check_count
 from rankdistillm.progress import progress_bar
 from rankdistillm.teachers.answers import read_query
-from rankdistillm.teachers.ask import AskOptions, Driver, Query, Report, Silent, each
+from rankdistillm.teachers.ask import side_by_side
 from rankdistillm.teachers.backends import Backend, QueryFailed
 from rankdistillm.teachers.budget import Budget, BudgetSpent
 from rankdistillm.teachers.prompts import Example, Prompt
+from rankdistillm.teachers.questions import Asker, AskOptions, Query
+from rankdistillm.teachers.rehearsal import SilentBackend
+from rankdistillm.teachers.report import Report
 from rankdistillm.teachers.store import AnswerStore, ReadOnlyStore
 
 _WORD = re.compile(r"\w+")
@@ -70,12 +73,13 @@ async def write_queries(
     passage whose answer holds no query is neither in the result nor in ``report.failed``; the
     repairs count it.
     """
-    check_count("concurrency", concurrency)
+    asker = Asker(
+        prompt, backend, store=store, budget=budget, options=options, concurrency=concurrency
+    )
     if prompt.answer != "query":
         raise InputError(
             f"{prompt.path}: asks for {prompt.answer}, not for a query; choose another"
         )
-    driver = Driver.of(prompt, backend, store, budget, options, concurrency)
     found: dict[str, str] = {}
     started = perf_counter()
     bar = progress_bar(shown=progress, total=len(passages), desc="write", unit="query")
@@ -83,20 +87,20 @@ async def write_queries(
     async def write(passage: tuple[str, str]) -> None:
         doc_id, text = passage
         try:
-            completion = await driver.completion(backend, Query(""), [text])
+            completion = await asker.completion(Query(""), [text])
         except (QueryFailed, BudgetSpent) as error:
-            driver.note(doc_id, error)
+            asker.record_failure(doc_id, error)
         else:
-            driver.report.shortened += completion.cut is not None
-            query, repairs = read_query(completion.text)
-            driver.report.repairs.update(repairs)
+            query, repairs = read_query(completion.text, cut_off=completion.cut_off)
+            asker.report.read += 1
+            asker.report.repairs.update(repairs)
             if query:
                 found[doc_id] = query
         bar.update()
 
     with bar:
-        await each(passages.items(), write, concurrency)
-    report = driver.finished(perf_counter() - started)
+        await side_by_side(passages.items(), write, concurrency)
+    report = asker.finish(perf_counter() - started)
     return {doc_id: found[doc_id] for doc_id in passages if doc_id in found}, report
 
 
@@ -110,8 +114,8 @@ async def rehearse_queries(
     options: AskOptions,
     answer_tokens: int | None = None,
 ) -> Report:
-    """What `write_queries` would ask, without asking; see `rankdistillm.teachers.ask.rehearse`."""
-    silent = Silent(backend, answer_tokens or options.max_tokens)
+    """Count what `write_queries` would ask; see `rankdistillm.teachers.rehearsal.rehearse`."""
+    silent = SilentBackend(backend, answer_tokens)
     shared: dict[str, Any] = {"budget": Budget(prices=budget.prices), "options": options}
     _, report = await write_queries(passages, prompt, silent, store=ReadOnlyStore(store), **shared)
     report.repairs.clear()

@@ -14,7 +14,7 @@ from rankdistillm.errors import InputError
 from rankdistillm.teachers.backends import Completion
 
 # Written into the file as its user_version; a file with another one is refused.
-VERSION = 1
+VERSION = 2
 # How long one process waits for another one's row. A row takes well under a millisecond.
 SECONDS = 60.0
 TABLE = """
@@ -25,17 +25,24 @@ CREATE TABLE IF NOT EXISTS answers (
     input_tokens INTEGER NOT NULL,
     output_tokens INTEGER NOT NULL,
     top_logprobs TEXT,
-    cut INTEGER
+    cut_to INTEGER,
+    cut_off INTEGER NOT NULL DEFAULT 0
 )"""
+# From version 1, so that no answer in such a file is paid for again.
+UPGRADE = """
+ALTER TABLE answers RENAME COLUMN cut TO cut_to;
+ALTER TABLE answers ADD COLUMN cut_off INTEGER NOT NULL DEFAULT 0;
+"""
+COLUMNS = "text, input_tokens, output_tokens, top_logprobs, cut_to, cut_off"
 
 
-def key_of(model: str, question: Any, options: Mapping[str, Any]) -> bytes:
-    """The key of an answer: sha256 over the model's name, the question and all options.
+def key_of(identity: str, question: Any, options: Mapping[str, Any]) -> bytes:
+    """The key of an answer: sha256 over the model's identity, the question and all options.
 
     ``question`` is the chat messages, or the query and passage that a model scores. Whatever
     changes a word of the prompt, a passage or an option asks anew.
     """
-    content = json.dumps([model, question, options], sort_keys=True, separators=(",", ":"))
+    content = json.dumps([identity, question, options], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).digest()
 
 
@@ -75,16 +82,20 @@ class AnswerStore:
         # power failure only.
         database.execute("PRAGMA synchronous = NORMAL")
         database.execute("BEGIN IMMEDIATE")  # another process may be creating the table
-        self._check()
+        if self._check() == 1:
+            for statement in filter(str.strip, UPGRADE.split(";")):
+                database.execute(statement)
         database.execute(TABLE)
         database.execute(f"PRAGMA user_version = {VERSION}")
         database.execute("COMMIT")
 
-    def _check(self) -> None:
+    def _check(self) -> int:
+        """The version of the file; 0 for a new one."""
         version = self._database.execute("PRAGMA user_version").fetchone()[0]
         tables = self._database.execute("SELECT name FROM sqlite_master").fetchall()
-        if version != VERSION and (version or tables):
+        if version not in (1, VERSION) and (version or tables):
             raise InputError(f"{self.path}: not a store of answers; give another file")
+        return int(version)
 
     def __len__(self) -> int:
         with self._input_errors():
@@ -109,15 +120,13 @@ class AnswerStore:
         """The answer under this key (`key_of`), or None."""
         with self._input_errors():
             row = self._database.execute(
-                "SELECT text, input_tokens, output_tokens, top_logprobs, cut FROM answers "
-                "WHERE key = ?",
-                (key,),
+                f"SELECT {COLUMNS} FROM answers WHERE key = ?", (key,)
             ).fetchone()
         if row is None:
             return None
-        text, input_tokens, output_tokens, top_logprobs, cut = row
+        text, input_tokens, output_tokens, top_logprobs, cut_to, cut_off = row
         logprobs = None if top_logprobs is None else json.loads(top_logprobs)
-        return Completion(text, input_tokens, output_tokens, logprobs, cut)
+        return Completion(text, input_tokens, output_tokens, logprobs, cut_to, bool(cut_off))
 
     def put(self, key: bytes, completion: Completion, *, model: str = "") -> Completion:
         """Store an answer; returns the stored one, which is the first that any process gave.
@@ -127,7 +136,8 @@ class AnswerStore:
         logprobs = completion.top_logprobs
         with self._input_errors():
             added = self._database.execute(
-                "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                f"INSERT INTO answers (key, model, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT DO NOTHING",
                 (
                     key,
                     model,
@@ -135,7 +145,8 @@ class AnswerStore:
                     completion.input_tokens,
                     completion.output_tokens,
                     None if logprobs is None else json.dumps(logprobs),
-                    completion.cut,
+                    completion.cut_to,
+                    completion.cut_off,
                 ),
             )
         if added.rowcount == 1:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from rankdistillm.evaluation.agreement import Agreement
-from rankdistillm.teachers.ask import Report
 from rankdistillm.teachers.budget import Usage
+from rankdistillm.teachers.report import Report
 
 UNKNOWN = "unknown: the prices of a million tokens are not set"
 
@@ -14,10 +14,15 @@ def summary(
     agreement: Agreement | None = None,
     counts: Mapping[str, int] | None = None,
 ) -> str:
-    """The closing table of a command that asked a model; ``counts`` are lines of its own."""
+    """The closing table of a command that asked a model; ``counts`` are lines of its own.
+
+    Shows what applies: a model that scores passages has neither tokens nor repairs, and runs or
+    recorded answers are not asked for.
+    """
     lines = [(name, f"{number:,}") for name, number in (counts or {}).items()]
     if report.calls or report.cache_hits:
         lines.append(("answers", _both(report.calls, report.cache_hits)))
+    lines.append(("seconds", f"{report.seconds:,.1f}"))
     if (report.asked + report.stored).tokens:
         lines += [
             ("input tokens", _both(report.asked.input_tokens, report.stored.input_tokens)),
@@ -25,7 +30,8 @@ def summary(
             ("cost", _cost(report)),
         ]
     repairs = [f"{kind} {number:,}" for kind, number in report.repairs.most_common()]
-    lines.append(("repairs", ", ".join(repairs) or "none"))
+    if report.read or repairs:
+        lines.append(("repairs", ", ".join(repairs) or "none"))
     if report.shortened:
         lines.append(("cut for the context", f"{report.shortened:,} questions"))
     if agreement is not None:
@@ -39,12 +45,15 @@ def summary(
 def rehearsal(report: Report) -> str:
     """The table of a dry run."""
     asked: Usage = report.asked
-    lines = [("calls", f"{asked.answers:,} (another {report.cache_hits:,} are answered already)")]
+    least, these = ("at least ", " for these calls") if report.is_minimum else ("", "")
+    calls = f"{least}{asked.answers:,} (another {report.cache_hits:,} are answered already)"
+    lines = [("calls", calls)]
     if asked.tokens:
+        price = UNKNOWN if report.cost is None else f"up to about {report.cost:,.4f}{these}"
         lines += [
-            ("input tokens", f"about {asked.input_tokens:,}"),
-            ("output tokens", f"up to {asked.output_tokens:,}"),
-            ("price", UNKNOWN if report.cost is None else f"up to about {report.cost:,.4f}"),
+            ("input tokens", f"about {asked.input_tokens:,}{these}"),
+            ("output tokens", f"up to {asked.output_tokens:,}{these}"),
+            ("price", price),
         ]
     return _aligned(lines)
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -167,6 +168,17 @@ def test_ir_datasets(identifier):
     assert read_texts(identifier, "doc") == {"d1": "first", "d2": "second"}
     assert read_texts(identifier, "doc", wanted={"d2", "absent"}) == {"d2": "second"}
     assert read_qrels(identifier) == {"q1": {"d1": 2}}
+
+
+def test_a_disk_without_room_for_an_index_of_ir_datasets(identifier, monkeypatch):
+    class Store:
+        def get_many(self, _):
+            raise ValueError("Insufficient disk space:\n14GB are needed")
+
+    dataset = SimpleNamespace(docs_store=Store)
+    monkeypatch.setattr("rankdistillm.data.texts._ir_dataset", lambda *_: dataset)
+    with pytest.raises(InputError, match=f"{identifier}: Insufficient disk space: 14GB are needed"):
+        read_texts(identifier, "doc", wanted={"d1"})
 
 
 def test_ir_datasets_without_scoreddocs(identifier):

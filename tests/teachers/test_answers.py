@@ -80,6 +80,62 @@ def test_orders(text, order, repairs):
     assert answer.repairs == set(repairs.split())
 
 
+@pytest.mark.parametrize(
+    ("text", "order", "repairs"),
+    [
+        ("[3] > [1] > [2]", "312", ""),  # complete: the limit came just behind it
+        ("[3] > [1] >", "312", "cut_off missing wrong_format"),
+        ("[3] > [1", "312", "cut_off missing wrong_format"),  # the 1 may be that of [12]
+        ("[3]", "312", "cut_off missing"),
+        ("3, 1, ", "312", "cut_off missing wrong_format"),
+        ("[3] [1] [", "312", "cut_off missing wrong_format"),
+        ("[", "123", "cut_off thinking_cut"),
+        ("[2", "123", "cut_off empty"),
+        ("", "123", "cut_off empty"),
+        ("Here is my ranking:\n[3] > [1]", "312", "cut_off missing wrong_format"),
+        ("[3] > [1] > [2]\n\nThe first passage", "312", "wrong_format"),
+        # A thought, with and without its mark
+        ("<think>[3] is better than [1]", "123", "cut_off thinking_cut"),
+        ("Okay, passage [3] says more than [1] and [2].", "123", "cut_off thinking_cut"),
+        ("First I compare [3] > [2] > [1], but", "123", "cut_off thinking_cut"),
+        ("[3] and [1] are about tides, so", "123", "cut_off thinking_cut"),
+        ("[1] is best.</think>", "123", "cut_off empty"),
+        ("[1] is best.</think>\n\nThe final ranking", "123", "cut_off refusal"),
+        ("[1] is best.</think>\n\n[3] > [2", "312", "cut_off missing wrong_format"),
+        ("[1] is best.</think>\n\n<answer>[3] > [2] >", "321", "cut_off missing wrong_format"),
+        ("[1] or [2]? <answer>[3] > [2] > [1]</answer> I", "321", ""),
+    ],
+)
+def test_orders_that_are_cut_off(text, order, repairs):
+    answer = read_order(text, 3, cut_off=True)
+    assert "".join(str(index + 1) for index in answer.order) == order
+    assert answer.repairs == set(repairs.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "letter", "repairs"),
+    [
+        ("C", "C", ""),
+        ("[C]", "C", ""),
+        ("Okay, passage C is about tides, while B", "A", "cut_off thinking_cut"),
+        ("<think>C or", "A", "cut_off thinking_cut"),
+        ("C?</think>The best is B, because", "B", "wrong_format"),
+        ("", "A", "cut_off empty"),
+        ("C?</think>", "A", "cut_off empty"),
+    ],
+)
+def test_choices_that_are_cut_off(text, letter, repairs):
+    assert read_choice(text, 3, cut_off=True) == (LETTERS.index(letter), set(repairs.split()))
+
+
+def test_queries_that_are_cut_off():
+    assert read_query("how to keep a pan from", cut_off=True) == ("", {"cut_off"})
+    assert read_query("do swifts sleep\n\nPassage:", cut_off=True) == (
+        "do swifts sleep", {"wrong_format"},
+    )  # fmt: skip
+    assert read_query("<think>so\nthe", cut_off=True) == ("", {"cut_off", "thinking_cut"})
+
+
 def test_numbers_of_two_digits():
     order = tuple(reversed(range(20)))
     assert read_order(numbers(order), 20) == (order, frozenset())
@@ -110,17 +166,18 @@ def random_texts(number, seed):
 
 
 def test_any_text_gives_an_order_and_a_choice():
-    seen = set()
+    seen, rng = set(), random.Random(5)
     for text in random_texts(2000, seed=1):
         for size in (1, 2, 3, 20):
-            order, repairs = read_order(text, size)
+            order, repairs = read_order(text, size, cut_off=rng.random() < 0.5)
             assert sorted(order) == list(range(size)), text
             assert repairs <= set(REPAIRS), text
-            index, needed = read_choice(text, size)
+            index, needed = read_choice(text, size, cut_off=rng.random() < 0.5)
             assert 0 <= index < size, text
             assert needed <= set(REPAIRS), text
             seen |= {frozenset({repair}) for repair in repairs} | {repairs}
-    assert {frozenset({repair}) for repair in REPAIRS} <= seen
+    # What is cut off is incomplete in another way, too.
+    assert {frozenset({repair}) for repair in REPAIRS if repair != "cut_off"} <= seen
 
 
 def published(text, size):

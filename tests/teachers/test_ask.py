@@ -1,6 +1,5 @@
 """All queries side by side: troubles end a query, answers are kept, limits stop cleanly."""
 
-import asyncio
 import logging
 import os
 import random
@@ -8,23 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from itertools import pairwise
 
 import pytest
 
 from rankdistillm.data.runs import Run
 from rankdistillm.errors import InputError
-from rankdistillm.teachers.ask import AskOptions, rank_all, rehearse
-from rankdistillm.teachers.backends import (
-    Backend,
-    Completion,
-    ContextTooLong,
-    QueryFailed,
-    ScoringBackend,
-)
+from rankdistillm.teachers.backends import Backend, Completion, QueryFailed, ScoringBackend
 from rankdistillm.teachers.budget import Budget, Prices, Usage
+from rankdistillm.teachers.questions import AskOptions
 from rankdistillm.teachers.rankings import pointwise, setwise, sliding_window
+from rankdistillm.teachers.report import check_readable
 from rankdistillm.teachers.store import AnswerStore
 from tests.endpoint import (
     CALLS,
@@ -33,80 +25,22 @@ from tests.endpoint import (
     Reply,
     ask_endpoint,
     error,
-    oracle,
-    prompt_of,
     serving,
     task,
     troubled,
     windows,
 )
-
-SCORE = '{% set answer = "score" %}{{ query }} {{ passages[0] }}'
-LETTERS = '{% set answer = "letters" %}' + ORDER
-BEST = '{% set answer = "best" %}' + ORDER
-
-
-def by_relevance(doc_ids, docs):
-    return sorted(doc_ids, key=lambda doc_id: -int(docs[doc_id].split()[1]))
-
-
-class Model:
-    """Answers as `answer` does; counts its questions, and how many are under way at once."""
-
-    name = "model"
-
-    def __init__(self, answer=None, options=None):
-        self.answer = answer or (lambda text: Completion(oracle_text(text), 100, 10))
-        self.options = options or {}
-        self.asked = Counter()
-        self.sent = []
-        self.under_way = self.most = 0
-
-    async def complete(self, messages, *, max_tokens, temperature, top_logprobs=None):
-        text = messages[-1]["content"]
-        self.asked[text] += 1
-        self.sent.append((max_tokens, temperature, top_logprobs))
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
-        await asyncio.sleep(0)
-        self.under_way -= 1
-        return self.answer(text)
-
-    async def close(self):
-        pass
-
-
-class Scorer:
-    """Scores a passage by its relevance."""
-
-    name = "scorer"
-    options = {"length": 5}  # noqa: RUF012
-
-    def __init__(self, longest=10**6):
-        self.longest = longest
-        self.calls = []
-
-    def score(self, query, passages):
-        self.calls.append(len(passages))
-        if max(map(len, passages)) > self.longest:
-            raise ContextTooLong("too long")
-        return [float(passage.split()[1]) / 8 for passage in passages]
-
-
-def oracle_text(text):
-    return oracle(text).body["choices"][0]["message"]["content"]
-
-
-def ask(tmp_path, given, backend, *, ranking=windows, source=ORDER, store="answers", **options):
-    prompt = None if isinstance(backend, Scorer) else prompt_of(tmp_path, source)
-    with AnswerStore(tmp_path / store) as answers:
-        return asyncio.run(
-            rank_all(*given, ranking, prompt, backend, store=answers, progress=False, **options)
-        )
-
-
-def orders(run):
-    return {query_id: run[query_id].doc_ids for query_id in run}
+from tests.teacher import (
+    BEST,
+    LETTERS,
+    SCORE,
+    Model,
+    Scorer,
+    ask,
+    by_relevance,
+    oracle_text,
+    orders,
+)
 
 
 def test_an_oracle_brings_the_best_to_the_top(tmp_path):
@@ -132,14 +66,14 @@ def test_an_oracle_brings_the_best_to_the_top(tmp_path):
 def test_a_second_time_nothing_is_asked_and_the_result_is_the_same(tmp_path):
     given = task()
     prices = Prices(1.0, 2.0)
-    first, told = ask(tmp_path, given, Model(), budget=Budget(prices=prices))
+    first, expected = ask(tmp_path, given, Model(), budget=Budget(prices=prices))
     model = Model()
     second, report = ask(tmp_path, given, model, budget=Budget(prices=prices))
     assert orders(first) == orders(second)
     assert not model.asked
-    assert (report.calls, report.stored) == (0, told.asked)
+    assert (report.calls, report.stored) == (0, expected.asked)
     assert report.cost == 0.0
-    assert report.total_cost == told.cost == pytest.approx(4 * CALLS * 120 / 1e6)
+    assert report.total_cost == expected.cost == pytest.approx(4 * CALLS * 120 / 1e6)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +85,7 @@ def test_whatever_changes_asks_anew(tmp_path, change):
     # The backend's own option wins over that of the same name, in the request and in the key.
     model = Model(options={"options": {"seed": 1}, "override": {"temperature": 1.0}}.get(change))
     if change == "model":
-        model.name = "other"
+        model.identity = "other"
     if change == "query":
         queries = {query_id: f"{text}?" for query_id, text in queries.items()}
     options = {"temperature": {"temperature": 0.5}, "words": {"words": 3}}.get(change, {})
@@ -189,6 +123,34 @@ def test_repairs_are_counted_also_in_stored_answers(tmp_path):
         assert report.calls == calls
         assert report.repairs == {"empty": 1, "refusal": 1, "repetition": 1, "missing": 1}
         assert ranked["q1"].doc_ids == given[1]["q1"].doc_ids
+
+
+def test_a_ranking_that_is_cut_off_is_counted_and_a_thought_is_none(tmp_path, caplog):
+    given = task(4, 8)
+    cut = {
+        "query 0": "[8] > [7] > [",
+        "query 1": "Okay, [8] is better than [7], and",
+        "query 2": "<think>[8]",
+    }
+
+    def answer(text):
+        query = text.split("\n")[0]
+        return Completion(cut.get(query, oracle_text(text)), cut_off=query in cut)
+
+    for calls in (4, 0):
+        ranked, report = ask(tmp_path, given, Model(answer), ranking=sliding_window)
+        assert report.calls == calls
+        assert report.repairs == {"cut_off": 3, "thinking_cut": 2, "missing": 1, "wrong_format": 1}
+        assert (report.read, report.unreadable) == (4, 2)
+    assert ranked["q0"].doc_ids[:2] == ("q0_7", "q0_6")
+    for query_id in ("q1", "q2"):
+        assert ranked[query_id].doc_ids == given[1][query_id].doc_ids
+    check_readable(report, "model")
+    assert "3 of 4 answers are cut off; allow longer answers" in caplog.text
+    only = given[0], given[1].select(["q1", "q2"]), given[2]
+    _, report = ask(tmp_path, only, Model(), ranking=sliding_window)
+    with pytest.raises(InputError, match=r"none of its 2 answers names a passage \(thinking_cut 2"):
+        check_readable(report, "model")
 
 
 def test_a_query_that_fails_ends_alone(tmp_path):
@@ -229,6 +191,18 @@ def test_a_teacher_that_never_answers_is_given_up(tmp_path):
     assert model.asked.total() <= 22
 
 
+def test_a_text_that_is_missing_is_named_before_anything_is_asked(tmp_path):
+    queries, candidates, docs = task(3)
+    del docs["q2_24"]
+    model = Model()
+    with pytest.raises(InputError, match=r"first\.run: the doc_id q2_24 has no text"):
+        ask(tmp_path, (queries, candidates, docs), model)
+    del queries["q1"]
+    with pytest.raises(InputError, match=r"first\.run: the query_id q1 has no text"):
+        ask(tmp_path, (queries, candidates, docs), model)
+    assert not model.asked
+
+
 def test_errors_of_the_program_are_not_answers(tmp_path):
     def answer(_):
         raise ZeroDivisionError
@@ -251,7 +225,7 @@ def test_a_limit_stops_and_the_same_command_goes_on(tmp_path, limit):
         assert report.calls == 10
         assert report.stopped.startswith("the limit of")
         assert set(report.failed) | set(ranked) == set(given[0])
-        assert all(reason.startswith("not asked: the limit") for reason in report.failed.values())
+        assert all(reason.startswith("unfinished: the limit") for reason in report.failed.values())
     assert (total, rounds) == (6 * CALLS, 3)
     assert orders(ranked) == orders(whole)
 
@@ -265,72 +239,6 @@ def test_a_spent_budget_still_takes_what_is_stored(tmp_path):
     )
     assert list(ranked) == ["q5"]
     assert len(report.failed) == 5
-
-
-def test_passages_are_cut_until_the_question_fits(tmp_path, caplog):
-    given = queries, _, docs = task(3, filler="long " * 100)
-
-    def answer(text):
-        if len(text) > 1500 and not text.startswith("query 1\n"):
-            raise ContextTooLong("1501 characters exceed 1500")
-        return Completion(oracle_text(text))
-
-    ranked, report = ask(tmp_path, given, Model(answer), options=AskOptions(words=1000))
-    assert list(ranked) == list(queries)
-    assert report.shortened == 2 * CALLS
-    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert len(said) == 2
-    assert all(f"{CALLS} questions exceed the model's context" in line for line in said)
-    best = by_relevance(docs, docs)[0]
-    assert ranked[best.split("_")[0]].doc_ids[0] == best
-
-    model = Model(answer)
-    again, report = ask(tmp_path, given, model, options=AskOptions(words=1000))
-    assert orders(again) == orders(ranked)
-    assert (model.asked.total(), report.shortened) == (0, 2 * CALLS)
-
-
-@pytest.mark.parametrize("text", ["word " * 300, "潮汐" * 300, "x" * 2000])
-def test_every_script_is_cut_down_to_a_few_characters(text):
-    lengths = [max(map(len, cut)) for cut in AskOptions().cut([text, "short"])]
-    assert all(later < earlier for earlier, later in pairwise(lengths))
-    assert lengths[-1] <= 20
-    assert list(AskOptions().cut(["short"])) == [["short"]]
-    assert {cut[1] for cut in AskOptions().cut([text, "short"])} == {"short"}
-
-
-def test_a_question_that_never_fits_ends_its_query(tmp_path):
-    def answer(_):
-        raise ContextTooLong("it holds 8 tokens")
-
-    _, report = ask(tmp_path, task(1, 2), Model(answer))
-    assert report.failed == {
-        "q0": "too long even with passages of 20 characters: it holds 8 tokens"
-    }
-
-
-def test_letters_and_scores_come_from_log_probabilities(tmp_path):
-    def letters(text):
-        found = PASSAGE.findall(text)
-        top = {"ABCDEFGHIJ"[int(n) - 1]: int(relevance) / 1000 for n, relevance in found}
-        return Completion("A", 1, 1, [top])
-
-    def odds(text):
-        return Completion("yes", 1, 1, [{"yes": int(text.split()[3]) / 1000, "no": -1.0}])
-
-    given = queries, candidates, docs = task(3)
-    options = AskOptions(max_tokens=99, top_logprobs=12)
-    by_letters, _ = ask(tmp_path, given, Model(letters), source=LETTERS, options=options)
-    model = Model(odds)
-    by_odds, report = ask(tmp_path, given, model, source=SCORE, ranking=pointwise, options=options)
-    assert set(model.sent) == {(1, 0.0, 12)}
-    assert report.calls == 75
-    for query_id in queries:
-        expected = by_relevance(candidates[query_id].doc_ids, docs)
-        assert list(by_letters[query_id].doc_ids[:5]) == expected[:5]
-        assert list(by_odds[query_id].doc_ids) == expected
-        best = int(docs[expected[0]].split()[1]) / 1000 + 1.0
-        assert by_odds[query_id].scores[0] == pytest.approx(best)
 
 
 def test_setwise(tmp_path):
@@ -370,13 +278,6 @@ def test_a_model_that_scores(tmp_path):
     assert (ranked["q0"].doc_ids[0], ranked["q0"].scores[0]) == ("new1", 250.0)
 
 
-def test_a_model_that_scores_gets_shorter_passages_too(tmp_path):
-    given = task(2, filler="long " * 50)
-    for calls in (50, 0):
-        ranked, report = ask(tmp_path, given, Scorer(longest=100), ranking=pointwise)
-        assert (len(ranked), report.calls, report.shortened) == (2, calls, 50)
-
-
 def test_a_prompt_that_does_not_fit_the_way_of_asking(tmp_path):
     for backend, ranking, source in (
         (Model(), pointwise, ORDER),
@@ -404,34 +305,12 @@ def test_only_as_many_queries_are_open_as_questions_may_be(tmp_path):
     assert (alive, most) == (0, 4)
 
 
-def test_a_rehearsal_asks_nothing_and_counts_what_is_to_come(tmp_path):
-    given = task(6)
-    prompt, model = prompt_of(tmp_path), Model()
-    half = given[0], given[1].select(["q0", "q1", "q2"]), given[2]
-    ask(tmp_path, half, Model())
-    with AnswerStore(tmp_path / "answers") as store:
-        before = len(store)
-        report = asyncio.run(
-            rehearse(
-                *given, windows, prompt, model, store=store, progress=False, answer_tokens=40,
-                budget=Budget(requests=1, prices=Prices(1.0, 2.0)),
-            )
-        )  # fmt: skip
-        assert len(store) == before
-    assert not model.asked
-    assert (report.calls, report.cache_hits) == (3 * CALLS, 3 * CALLS)
-    assert report.asked.output_tokens == 40 * 3 * CALLS
-    assert report.cost == pytest.approx(
-        (report.asked.input_tokens + 2 * report.asked.output_tokens) / 1e6
-    )
-
-
 def test_a_server_of_every_trouble_that_dies_half_way(tmp_path, caplog):
     with serving(troubled) as endpoint:
-        whole, told = ask_endpoint(tmp_path, endpoint.url, "whole")
+        whole, expected = ask_endpoint(tmp_path, endpoint.url, "whole")
     assert len(whole) == 12
-    assert endpoint.answered.total() == told.calls
-    assert told.repairs["empty"] + told.repairs["refusal"] + told.repairs["missing"] > 0
+    assert endpoint.answered.total() == expected.calls
+    assert expected.repairs["empty"] + expected.repairs["refusal"] + expected.repairs["missing"] > 0
 
     answered = 0
 
@@ -454,10 +333,10 @@ def test_a_server_of_every_trouble_that_dies_half_way(tmp_path, caplog):
     assert not after.failed
     assert not dying.answered.keys() & restarted.answered.keys()
     assert set(dying.answered.values()) | set(restarted.answered.values()) == {1}
-    assert before.calls + after.calls == told.calls == after.calls + after.cache_hits
-    assert after.asked + after.stored == told.asked
-    assert (after.repairs, after.shortened) == (told.repairs, told.shortened)
-    assert told.shortened > 0
+    assert before.calls + after.calls == expected.calls == after.calls + after.cache_hits
+    assert after.asked + after.stored == expected.asked
+    assert (after.repairs, after.shortened) == (expected.repairs, expected.shortened)
+    assert expected.shortened > 0
 
 
 def test_the_key_is_in_no_store_and_no_log(tmp_path, caplog, monkeypatch):
@@ -491,7 +370,7 @@ ask_endpoint(Path(sys.argv[1]), sys.argv[2], "killed")
 def test_killed_at_twenty_moments(tmp_path):
     """Nothing that was stored is asked again, and the result is that of an undisturbed run."""
     with serving(troubled) as endpoint:
-        whole, told = ask_endpoint(tmp_path, endpoint.url, "whole")
+        whole, expected = ask_endpoint(tmp_path, endpoint.url, "whole")
     rng = random.Random(3)
     stored = 0
 
@@ -519,7 +398,7 @@ def test_killed_at_twenty_moments(tmp_path):
         ranked, report = ask_endpoint(tmp_path, endpoint.url, "killed")
     assert orders(ranked) == orders(whole)
     assert report.cache_hits >= stored
-    assert report.calls + report.cache_hits == told.calls
-    assert (report.repairs, report.shortened) == (told.repairs, told.shortened)
+    assert report.calls + report.cache_hits == expected.calls
+    assert (report.repairs, report.shortened) == (expected.repairs, expected.shortened)
     # What was under way when the process was killed is asked again: at most six questions a time.
-    assert endpoint.answered.total() <= told.calls + 20 * 6
+    assert endpoint.answered.total() <= expected.calls + 20 * 6

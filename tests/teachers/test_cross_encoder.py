@@ -20,21 +20,27 @@ def test_scores_are_those_of_the_reranker(tmp_path):
     expected = Reranker.from_pretrained(tmp_path / "model", precision="fp32").score(
         QUERIES[0], DOCS
     )
+    assert teacher.cuts_passages  # by tokens, as `rerank` does
     assert teacher.score(QUERIES[0], DOCS) == pytest.approx(expected.tolist())
 
 
-def test_name_and_options_change_with_all_that_changes_scores(tmp_path):
+def test_identity_and_options_change_with_all_that_changes_scores(tmp_path):
     write_classifier(tmp_path / "model", "bert")
 
     def load(**options):
         return CrossEncoderTeacher.from_pretrained(tmp_path / "model", precision="fp32", **options)
 
     first = load()
-    assert (load().name, load().options) == (first.name, first.options)
+    assert (load().identity, load().options) == (first.identity, first.options)
     assert load(doc_length=5).options != first.options
+    windows = [load(long="maxp", doc_length=5, stride=stride).options for stride in (None, 2)]
+    assert windows[0] != windows[1] != load(doc_length=5).options
     weights = load_file(tmp_path / "model" / "model.safetensors")
     trained = {name: weight + 1e-3 * torch.randn_like(weight) for name, weight in weights.items()}
     save_file(trained, tmp_path / "model" / "model.safetensors", {"format": "pt"})
-    assert load().name != first.name
-    assert load().name.startswith(f"{tmp_path / 'model'}@")
-    shutil.rmtree(tmp_path / "model")
+    trained = load()
+    assert trained.identity != first.identity
+    assert trained.name == f"model@{trained.identity}"
+    shutil.move(tmp_path / "model", tmp_path / "moved")
+    moved = CrossEncoderTeacher.from_pretrained(tmp_path / "moved", precision="fp32")
+    assert (moved.identity, moved.options) == (trained.identity, trained.options)

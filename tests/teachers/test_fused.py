@@ -18,6 +18,9 @@ def test_what_cannot_be_fused():
         fuse([FIRST, SECOND], method="bayesfuse")
     with pytest.raises(InputError, match="unknown norm 'softmax'"):
         fuse([FIRST, SECOND], norm="softmax")
+    for weights in ([1.0], [0.2, 0.3, 0.5]):
+        with pytest.raises(InputError, match=f"{len(weights)} weights for 2 runs to fuse"):
+            fuse([FIRST, SECOND], method="wsum", params={"weights": weights})
     with pytest.raises(InputError, match="query q 2 of run is missing"):
         fuse([FIRST, FIRST.select(["q1"])])
     with pytest.raises(InputError, match="query q 2 of run is missing"):

@@ -227,6 +227,35 @@ def test_any_other_error_ends_the_query_at_once(status):
     assert endpoint.asked.total() == 1
 
 
+def test_an_answer_that_reached_the_longest_length_is_marked():
+    (found,), _, _ = ask(lambda *_: choice("[2] > [", finish_reason="length"))
+    assert found == Completion("[2] > [", 100, 10, cut_off=True)
+
+
+def test_a_prompt_that_begins_the_answer_gives_one_warning(caplog):
+    def warnings(messages, **options):
+        async def go(url):
+            backend = OpenAIEndpoint("m", base_url=url, **FAST, **options)
+            for _ in range(2):
+                await backend.complete(messages, max_tokens=1, temperature=0.0)
+            await backend.close()
+
+        caplog.clear()
+        with serving(lambda *_: completion("1]")) as endpoint:
+            asyncio.run(go(endpoint.url))
+        assert endpoint.bodies[0].get("continue_final_message") is options.get("extra", {}).get(
+            "continue_final_message"
+        )
+        return [r.getMessage() for r in caplog.records if "begins the answer" in r.message]
+
+    begun = [*MESSAGES, {"role": "assistant", "content": "["}]
+    (said,) = warnings(begun)
+    assert "extra={add_generation_prompt: false, continue_final_message: true}" in said
+    goes_on = {"add_generation_prompt": False, "continue_final_message": True}
+    assert not warnings(begun, extra=goes_on)
+    assert not warnings(MESSAGES)
+
+
 def test_texts_that_are_odd_or_missing():
     odd = [completion(None), completion("\ud800 [1]"), completion("", usage=None)]
     odd.append(completion("[1]"))

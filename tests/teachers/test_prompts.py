@@ -9,6 +9,7 @@ import pytest
 
 from rankdistillm.errors import InputError
 from rankdistillm.teachers.prompts import CHARACTERS_PER_WORD, Prompt, cut
+from rankdistillm.teachers.questions import AskOptions
 
 PROMPTS = Path(__file__).parents[2] / "conf" / "prompts"
 QUERY = "why do tides turn"
@@ -111,6 +112,27 @@ def test_qwen3_reranker_answers_behind_an_empty_thought():
     assert begun == {"role": "assistant", "content": "<think>\n\n</think>\n\n"}
 
 
+def test_mono_t5_is_one_text():
+    (user,) = asked("mono_t5", passages=PASSAGES[:1])
+    assert user == {
+        "role": "user", "content": f"Query: {QUERY} Document: {PASSAGES[0]} Relevant:",
+    }  # fmt: skip
+
+
+def test_the_longest_answer_suits_the_prompt(written):
+    assert load("reasoning").longest_answer(20) >= 4000
+    assert load("write_query").longest_answer(1) == 64
+    for name in ("single_token", "first", "yes_no", "qwen3_reranker"):
+        assert load(name).longest_answer(20) == 1
+    assert [load("rank_zephyr").longest_answer(n) for n in (2, 20, 100)] == [200, 200, 1000]
+    own = Prompt.load(written("{% set max_tokens = 7 %}{{ query }}{{ passages }}"))
+    assert own.longest_answer(20) == 7
+    options = AskOptions(max_tokens=9)
+    assert options.request(own, 20)["max_tokens"] == 9  # the user's option wins
+    assert AskOptions().request(own, 20)["max_tokens"] == 7
+    assert options.request(load("single_token"), 20)["max_tokens"] == 1
+
+
 def test_more_passages_than_letters_are_refused():
     asked("single_token", passages=["x"] * 26)
     for name in ("single_token", "first", "setwise"):
@@ -181,6 +203,10 @@ def test_a_file_without_turns_is_one_turn_of_the_user(written):
             "\n{% set answer = 'best of' %}{{ query }}",
             "FILE, line 2: answer is not one of order, letters, best, score, query; correct it",
         ),
+        (
+            "\n{% set max_tokens = 'many' %}{{ query }}",
+            "FILE, line 2: max_tokens=many is not a whole number above 0",
+        ),
         ("{% set answer = query %}{{ query }}", "FILE, line 1: answer is not one of order"),
         ("{% call robot() %}{{ query }}{% endcall %}", "FILE, line 1: 'robot' is undefined"),
     ],
@@ -211,7 +237,7 @@ def test_without_jinja2_a_prompt_names_the_extra(monkeypatch):
 def test_the_room_is_imported_without_its_extra_and_without_torch():
     code = (
         "import sys; sys.modules['jinja2'] = sys.modules['openai'] = None\n"
-        "from rankdistillm.teachers import ask, budget, history, openai_endpoint, prompts, store\n"
+        "from rankdistillm.teachers import budget, history, openai_endpoint, rehearsal, store\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROMPTS.parents[1])

@@ -19,9 +19,9 @@ def test_an_answer_comes_back_whole_also_in_another_process(tmp_path):
         for i, answer in enumerate(
             [
                 Completion("[2] > [1]", 120, 9),
-                Completion("", 0, 0, [{"A": -0.1, " B": -2.5}, {}], cut=40),
+                Completion("", 0, 0, [{"A": -0.1, " B": -2.5}, {}], cut_to=40),
                 Completion("café 潮汐 \0 \u2028", 1, 2),
-                Completion("x" * 100_000, 1, 2),
+                Completion("x" * 100_000, 1, 2, cut_off=True),
             ]
         )
     }
@@ -86,6 +86,23 @@ def test_processes_share_a_store_from_its_making_on(tmp_path):
     with AnswerStore(path) as store:
         assert len(store) == 400
         assert all(store.get(b"%d" % i) == Completion(f"answer {i}") for i in range(400))
+
+
+def test_answers_of_the_first_version_are_kept(tmp_path):
+    with sqlite3.connect(tmp_path / "old") as database:
+        database.execute(
+            "CREATE TABLE answers (key BLOB PRIMARY KEY, model TEXT NOT NULL, text TEXT NOT NULL, "
+            "input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, top_logprobs TEXT, "
+            "cut INTEGER)"
+        )
+        database.execute("INSERT INTO answers VALUES (?, 'm', '[1]', 3, 4, NULL, 20)", (b"old",))
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    for _ in range(2):
+        with AnswerStore(tmp_path / "old") as store:
+            store.put(b"new", Completion("[2", cut_off=True))
+            assert store.get(b"old") == Completion("[1]", 3, 4, cut_to=20)
+            assert store.get(b"new") == Completion("[2", cut_off=True)
 
 
 def test_other_files_are_refused_and_left_alone(tmp_path):
