@@ -27,7 +27,7 @@ GRADES = ("data.train.targets=relevance",)
 ARMS: dict[str, tuple[str, Sequence[str], int]] = {
     "gpt4o-ranknet": ("gpt4o-ensemble", (), 3),
     "control-ranknet": ("bm25-pool", (), 3),
-    "grades-ranknet": ("bm25-pool", GRADES, 3),
+    "grades-ranknet": ("bm25-pool", GRADES, 1),
     "llama-ranknet": ("llama3.2-umbrela", (), 1),
     "gpt4o-adr_mse": ("gpt4o-ensemble", ("loss=adr_mse",), 1),
     "gpt4o-kl": ("gpt4o-ensemble", ("loss=kl", "data.train.transform=log2_rank"), 1),

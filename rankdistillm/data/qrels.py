@@ -1,5 +1,7 @@
 """Read relevance judgements (qrels) from TREC files or ir_datasets."""
 
+import hashlib
+import json
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -42,6 +44,11 @@ def read_qrels(source: str | Path) -> Qrels:
             )
         judged[doc_id] = integer_of(relevance, "relevance", f"{source}, line {line}")
     return qrels
+
+
+def digest_of(qrels: Qrels) -> str:
+    """A hash of the judgements, whatever their order."""
+    return hashlib.blake2b(json.dumps(qrels, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def check_overlap(run: Run, qrels: Qrels) -> None:

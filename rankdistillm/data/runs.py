@@ -214,8 +214,8 @@ class Run(Mapping[str, RankedList]):
         self.check_writable(path)
         write_run(Path(path), self._columns, tag)
 
-    def digest(self) -> str:
-        """A hash of the ids and their order; scores and texts do not count.
+    def digest(self, *, scores: bool = False) -> str:
+        """A hash of the ids and their order, and with ``scores`` of these; texts do not count.
 
         Each id is hashed once and the lists as codes, because looking up the id of every row takes
         several times as long. Passages are numbered by first appearance in the lists, because the
@@ -234,6 +234,8 @@ class Run(Mapping[str, RankedList]):
         for first, stop in columns.blocks():
             rows = columns.lists(slice(first, stop)).rows()
             digest.update(number_of[columns.docs[rows]].tobytes())
+            if scores:
+                digest.update(columns.scores[rows].astype(np.float64).tobytes())
         return digest.hexdigest()
 
     def check_writable(self, path: str | Path) -> None:

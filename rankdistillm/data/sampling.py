@@ -61,13 +61,14 @@ def stratified_scores(scores: np.ndarray, list_size: int, rng: np.random.Generat
     return np.sort(shuffled[np.argsort(turn, kind="stable")[:size]])
 
 
+STRATIFIED_SCORES = "stratified_scores"
 STRATEGIES: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray]] = {
     "top": top,
     "random": random,
     "log_random": log_random,
     "top_and_random": top_and_random,
     "stratified": stratified,
-    "stratified_scores": stratified_scores,
+    STRATIFIED_SCORES: stratified_scores,
 }
 SINGLE_RELEVANT = "single_relevant"
 

@@ -9,7 +9,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from rankdistillm import distributed
 from rankdistillm.data.outputs import replacing
+from rankdistillm.data.qrels import Qrels, digest_of
 from rankdistillm.data.runs import Run
+from rankdistillm.data.sampling import STRATIFIED_SCORES
+from rankdistillm.data.targets import Kinds, kinds_of
 from rankdistillm.errors import InputError
 from rankdistillm.training.output import restore_folder
 from rankdistillm.training.state import Progress, TrainingState
@@ -23,15 +26,24 @@ TRAJECTORY = (
 )  # fmt: skip
 
 LISTS = "data.train.run's lists, as a digest"
+JUDGEMENTS = "data.train.qrels' judgements, as a digest"
 
 
-def settings_of(config: DictConfig, run: Run, dtype: torch.dtype) -> dict[str, Any]:
+def settings_of(
+    config: DictConfig, run: Run, qrels: Qrels, targets: Kinds, dtype: torch.dtype
+) -> dict[str, Any]:
     """The settings of the training's `TrainingState`.
 
-    ``run``: the ranked lists it trains on; their file may have changed since the last start.
-    ``dtype``: the precision it computes in; "auto" may mean another one on another machine.
+    ``run`` and ``qrels``: what it trains on; their files may have changed since the last start.
+    ``targets``: what its losses learn from. ``dtype``: the precision it computes in; "auto" may
+    mean another one on another machine.
     """
-    return _options(config) | {"precision": str(dtype), LISTS: run.digest()}
+    uses_scores = "score" in kinds_of(targets) or config.data.train.sampling == STRATIFIED_SCORES
+    return _options(config) | {
+        "precision": str(dtype),
+        LISTS: run.digest(scores=uses_scores),
+        JUDGEMENTS: digest_of(qrels),
+    }
 
 
 def resume(config: DictConfig, state: TrainingState, output: Path, *, num_steps: int) -> Progress:

@@ -335,6 +335,14 @@ def test_other_lists_have_other_digests():
     assert len({run.digest() for run in runs}) == len(runs)
 
 
+def test_scores_count_in_a_digest_where_asked():
+    runs = [Run({"q": RankedList(("a", "b"), np.array(scores))}) for scores in ([2, 1], [3, 1])]
+    assert runs[0].digest() == runs[1].digest()
+    assert runs[0].digest(scores=True) != runs[1].digest(scores=True)
+    narrow = Run({"q": RankedList(("a", "b"), np.array([2, 1], dtype=np.float32))})
+    assert narrow.digest(scores=True) == runs[0].digest(scores=True)
+
+
 # ---- writing
 
 
