@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rankdistillm import distributed
 from rankdistillm.errors import InputError, printable
-from rankdistillm.overrides import check_overrides, varying
+from rankdistillm.overrides import check_overrides, explain_unknown, varying
 
 PACKAGE = Path(__file__).parent
 # A wheel has the configs inside the package, a checkout beside it.
@@ -75,7 +75,7 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     except USER_ERRORS as error:
         if wants_traceback:
             raise
-        errors.append(_one_line(error))
+        errors.append(explain_unknown(_one_line(error), _option_names(config_name)))
     except KeyboardInterrupt:  # the loop of a training handles Ctrl-C itself, with a checkpoint
         if wants_traceback:
             raise
@@ -187,16 +187,49 @@ def _help(command: str) -> str:
     return "\n\n".join(parts).replace("$", "$$")  # Hydra fills it in as a template
 
 
+def _option_names(command: str) -> set[str]:
+    """The dotted names of a command's options, whatever its groups are set to."""
+    config: Any = OmegaConf.load(CONFIGS / f"{command}.yaml")
+    groups = [str(g) for entry in config.pop("defaults") if OmegaConf.is_dict(entry) for g in entry]
+    names = {*_leaves(config), *groups}
+    for group in groups:
+        for file in (CONFIGS / group).rglob("*.yaml"):
+            is_of_all = "# @package _global_" in file.read_text("utf-8")
+            names |= {*_leaves(OmegaConf.load(file), "" if is_of_all else f"{group}.")}
+    return names
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[str]:
+    for name in config:
+        child = config._get_node(name)
+        if OmegaConf.is_dict(child) and not child._is_none() and len(child):
+            yield from _leaves(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
 def _sets_options_of_all(file: str) -> bool:
     """Whether a config names its options from the top, and not within its group."""
     return "# @package _global_" in (CONFIGS / file).read_text("utf-8")
 
 
 def _commented(file: str) -> str:
-    """The text of a config, without the parts that are for Hydra alone."""
+    """The text of a config, without the parts that are for Hydra alone.
+
+    Options that it takes from ``common/`` and does not set follow its own.
+    """
     text = (CONFIGS / file).read_text("utf-8")
+    config: Any = OmegaConf.create(text)
+    bases = [str(entry) for entry in config.get("defaults", [])]
     text = re.sub(r"(?m)^# @package .*\n", "", text)
-    return re.sub(r"(?m)^(defaults|hydra):.*\n((  .*)?\n)*", "", text).strip()
+    text = re.sub(r"(?m)^(defaults|hydra):.*\n((  .*)?\n)*", "", text).strip()
+    own = set(re.findall(r"(?m)^(\w+):", text))
+    for base in bases:
+        if base.startswith("common/"):
+            shared = _commented(f"{file.partition('/')[0]}/{base}.yaml")
+            options = re.finditer(r"(?m)^(\w+):.*(\n .*)*", shared)
+            text = "\n".join([text, *(o[0] for o in options if o[1] not in own)])
+    return text
 
 
 # `${package:mini/docs.tsv}` is a file that ships with the package.

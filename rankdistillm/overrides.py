@@ -1,9 +1,10 @@
 """Overrides on a command line, ``NAME=VALUE``: how to quote them, and which ones a sweep varies."""
 
+import difflib
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -46,6 +47,31 @@ def check_overrides(arguments: Sequence[str]) -> None:
                     f"for a comma in a text {_advice(parser, argument)}"
                 )
     os.environ[SWEPT] = "\n".join(swept)
+
+
+def explain_unknown(message: str, known: Iterable[str]) -> str:
+    """Hydra's message about an option or choice that does not exist, with the one that was meant.
+
+    ``known`` are the options. Other messages stay as they are.
+    """
+    if found := re.search(r"In '(\w+)/(\w+)': Could not override '(\w+)'", message):
+        group, choice, missing = found.groups()
+        return f"{group}={choice} sets {missing}, which this command does not have; choose another"
+    if found := re.search(
+        r"Could not find '([^']+)/([^'/]+)' Available options in '[^']+': (.*?) Config search",
+        message,
+    ):
+        group, given, choices = found.groups()
+        names = choices.split()
+        return f"{group}={given} is not one of {', '.join(names)}{_meant(given, names)}"
+    if (found := re.search(r"Could not override '([^']+)'", message)) and "To append" in message:
+        return f"no option {found[1]}{_meant(found[1], known)} (--help lists all)"
+    return message
+
+
+def _meant(given: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def varying(overrides: Sequence[str]) -> str:

@@ -28,13 +28,37 @@ def test_a_training_writes_its_output_folder_and_nothing_else(process, tiny_bert
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
 
 
+@pytest.mark.parametrize(
+    ("command_name", "given", "said"),
+    [
+        ("train", "loss=ranket", "weighted_sum; did you mean ranknet?"),
+        ("train", "epoch=1", "no option epoch; did you mean epochs? (--help lists all)"),
+        ("train", "optim.lerning_rate=1", "did you mean optim.learning_rate? (--help"),
+        ("train", "model.pth=x", "did you mean model.path? (--help"),
+        ("train", "data.train.list_sise=3", "did you mean data.train.list_size? (--help"),
+        ("train", "xyzzy=1", "error: no option xyzzy (--help lists all)"),
+        ("generate_queries", "num_pasages=3", "did you mean num_passages? (--help"),
+        ("generate_queries", "ask.maxtokens=3", "did you mean ask.max_tokens? (--help"),
+        ("generate_queries", "teacher=query_likelihood", "teacher=query_likelihood sets ranking,"),
+        ("rerank", "datta=local", "no option datta; did you mean data? (--help"),
+    ],
+)
+def test_a_misspelt_option_or_choice_is_named_with_the_one_that_was_meant(
+    command_name, given, said, command
+):
+    options = ["+stage=distill"] if command_name == "train" else []
+    result = command(command_name, *options, given)
+    assert result.status != 0
+    assert said in result.err
+    assert "To append" not in result.err
+
+
 def test_an_error_is_one_line_and_exit_status_1(process, tmp_path):
     result = process(*TRAIN, "+stage=distill", "loss=focal", cwd=tmp_path)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
-    assert "Could not find 'loss/focal'" in line
-    assert "adr_mse" in line
+    assert "loss=focal is not one of adr_mse, approx_mrr, " in line
     full = process(*TRAIN, "loss=focal", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert "Traceback" in full.stderr
 
