@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rankdistillm.errors import InputError
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 # How many items `prefetch` prepares while one is in use.
@@ -112,12 +113,12 @@ def pair_too_large(num_tokens: int) -> InputError:
     )
 
 
-def prefetch(make: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
-    """Yield ``make(number)`` for each number; a thread makes the next ones in the meantime."""
+def prefetch(make: Callable[[S], T], sources: Iterable[S]) -> Iterator[T]:
+    """Yield ``make(source)`` for each source; a thread makes the next ones in the meantime."""
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(max_workers=1) as thread:
-        for number in numbers:
-            waiting.append(thread.submit(make, number))
+        for source in sources:
+            waiting.append(thread.submit(make, source))
             if len(waiting) > AHEAD:
                 yield waiting.popleft().result()
         while waiting:

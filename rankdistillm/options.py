@@ -143,6 +143,7 @@ TRAIN: dict[str, Check] = {
     "validation.patience": optional(COUNT),
     "state.every": optional(COUNT),
     "checkpoint.every": optional(COUNT),
+    "card.license": optional(TEXT),
     "wandb.mode": one_of("disabled", "offline", "online"),
     "wandb.project": TEXT,
     "wandb.entity": optional(TEXT),
@@ -160,6 +161,8 @@ RERANK: dict[str, Check] = {
     "data.queries": optional(TEXT),
     "run": TEXT,
     "depth": optional(COUNT),
+    "long": one_of("truncate", "maxp"),
+    "stride": optional(COUNT),
     "output": TEXT,
     "device": TEXT,
     "precision": TEXT,
@@ -186,7 +189,7 @@ ASK: dict[str, Check] = {
     "prompt": optional(TEXT),
     "ask.words": COUNT,
     "ask.characters": COUNT,
-    "ask.max_tokens": COUNT,
+    "ask.max_tokens": optional(COUNT),
     "ask.temperature": NON_NEGATIVE,
     "concurrency": COUNT,
     "budget.requests": optional(COUNT),
@@ -234,8 +237,20 @@ EVALUATE: dict[str, Check] = {
     "plot": optional(TEXT),
 }
 
+EXPORT: dict[str, Check] = {
+    "model.path": TEXT,
+    "format": TEXT,
+    "int8": FLAG,
+    "output": TEXT,
+    "card.license": optional(TEXT),
+    "push": FLAG,
+    "repo": optional(TEXT),
+    "private": FLAG,
+}
+
 # The options that name inputs.
 READ = ("model.path", "data.docs", "data.queries", "run")
+EXPORTED = ("model.path",)
 ASKED = ("data.docs", "data.queries", "run", "qrels")
 WRITTEN_FOR = ("data.docs", "examples", "filter.index", "filter.reranker")
 SEARCHED = ("data.docs", "data.queries", "index")

@@ -49,6 +49,8 @@ def _rerank(config: DictConfig, device: torch.device) -> None:
         doc_length=config.model.doc_length,
         retokenise=config.model.retokenise,
         packed=config.model.packed,
+        long=config.long,
+        stride=config.stride,
     )
     log.info("%s: re-ranking %d queries with %s", config.run, len(run), config.model.path)
     reranked = reranker.rerank(run, queries, docs)

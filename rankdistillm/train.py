@@ -9,6 +9,7 @@ import math
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -23,6 +24,7 @@ from rankdistillm.data.texts import texts_of_run
 from rankdistillm.devices import bound_compiled_products, device_of, keep_freed_memory
 from rankdistillm.errors import InputError
 from rankdistillm.evaluation.metrics import parse_metric, prepare_metrics
+from rankdistillm.exports.card import write_card
 from rankdistillm.model.cross_encoder import CrossEncoder
 from rankdistillm.options import (
     READ_BY_TRAINING,
@@ -42,11 +44,16 @@ from rankdistillm.training.optim import (
     update_learning_rates,
 )
 from rankdistillm.training.output import save_student, training_folder
-from rankdistillm.training.resume import resume, save_config, settings_of
+from rankdistillm.training.resume import LISTS, resume, save_config, settings_of
 from rankdistillm.training.signals import stop_requests
 from rankdistillm.training.state import Progress, TrainingState
 from rankdistillm.training.tracking import StepMetrics, Tracker, check_tracking
-from rankdistillm.training.validation import JudgedRun, print_comparison, save_ranking_before
+from rankdistillm.training.validation import (
+    JudgedRun,
+    print_comparison,
+    save_ranking_before,
+    summarise,
+)
 
 log = logging.getLogger(__name__)
 
@@ -134,8 +141,9 @@ def _train(
     average = WeightAverage(model, optim.ema)
     budget = TokenBudget.for_model(model, config.token_budget)
     state = TrainingState(
-        output / "state", settings_of(config, run, model.autocast_dtype), model=model,
-        average=average, optimizer=optimizer, schedule=schedule, scaler=scaler, budget=budget,
+        output / "state", settings_of(config, run, qrels, targets, model.autocast_dtype),
+        model=model, average=average, optimizer=optimizer, schedule=schedule, scaler=scaler,
+        budget=budget,
     )  # fmt: skip
     try:
         progress = resume(config, state, output, num_steps=len(data))
@@ -156,7 +164,10 @@ def _train(
     weights = list(model.parameters())  # listing them takes longer than clipping their gradients
     patience = config.validation.patience or math.inf
     end = len(data) if progress.validations_since_best < patience else progress.step
-    bar = progress_bar(range(progress.step, end), desc=config.stage, smoothing=0.05)
+    bar = progress_bar(
+        range(progress.step, end), desc=config.stage, smoothing=0.05,
+        initial=progress.step, total=end,
+    )  # fmt: skip
     metrics = StepMetrics(tracker, bar, is_fp16=is_fp16)
     with closing(bar), stop_requests() as stop:
         for step, batch in zip(bar, data.batches(progress.step), strict=False):
@@ -192,12 +203,20 @@ def _train(
         with average.in_place():
             save_student(model, output / "checkpoint")
     log.info("student: %s", output / "checkpoint")
-    means: dict[str, float] = {}
+    measured: dict[str, Any] = {}
     if judged:
         options = {name: config.model[name] for name in ("retokenise", "packed")}
         student = load(output / "checkpoint", **options)
-        means = print_comparison(judged, student, metric, output)
-    tracker.sum_up(progress, metric, measured_on="test" if test else "validation", means=means)
+        measured = print_comparison(judged, student, metric, output)
+    tracker.sum_up(
+        progress,
+        metric,
+        trained_on={"queries": len(run), "digest": state.settings[LISTS]},
+        measured=summarise(measured, metric) if measured else None,
+        measured_on="test" if test else "validation",
+    )
+    if distributed.is_first():
+        write_card(output)
     return progress.best
 
 

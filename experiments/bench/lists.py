@@ -61,12 +61,19 @@ def one_by_one(step: Callable[[Batch], Any]) -> Work:
     return lambda batches: [step(batch) for batch in batches]
 
 
-def answer(batches: list[Batch], work_of: Callable[[str, float], Work], cuda: Any = None) -> None:
-    """Answer each line of the standard input by pairs per second, both JSON.
+def answer(
+    batches: list[Batch],
+    work_of: Callable[[str, float], Work],
+    cuda: Any = None,
+    *,
+    scored: bool = False,
+) -> None:
+    """Answer each line of the standard input by pairs per second and CPU second, both JSON.
 
     A line has ``what`` (train or rerank) and ``dropout``, for which ``work_of`` makes the model
     ready. All batches but the first are timed. ``cuda``: torch's module, if there is a GPU, whose
-    first step of each shape does not count.
+    first step of each shape does not count. If ``scored``, the work returns a list of scores for
+    each batch, and those of the timed ones are answered, too.
     """
     for line in sys.stdin:
         asked = json.loads(line)
@@ -74,12 +81,19 @@ def answer(batches: list[Batch], work_of: Callable[[str, float], Work], cuda: An
         work(batches if cuda else batches[:1])
         if cuda:
             cuda.synchronize()
-        started = time.perf_counter()
-        work(batches[1:])
+        started, cpu_started = time.perf_counter(), time.process_time()
+        found = work(batches[1:])
         if cuda:
             cuda.synchronize()
         seconds = time.perf_counter() - started
+        cpu_seconds = time.process_time() - cpu_started
         if cuda:
             cuda.empty_cache()  # the other sides want memory, too
         pairs = sum(len(docs) for batch in batches[1:] for _, _, docs in batch)
-        print(json.dumps({"pairs_per_second": pairs / seconds}), flush=True)
+        said = {
+            "pairs_per_second": pairs / seconds,
+            "pairs_per_cpu_second": pairs / cpu_seconds,
+        }
+        if scored:
+            said["scores"] = [score for scores in found for score in scores]
+        print(json.dumps(said), flush=True)

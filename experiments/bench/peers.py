@@ -46,8 +46,11 @@ class Side:
         self._command = [python, str(script), json.dumps(settings)]
         self._running: tuple[subprocess.Popen[str], IO[str]] | None = None
 
-    def pairs_per_second(self, what: str, dropout: float) -> float:
-        """Measure it once. Raises `RuntimeError` with what the process said where it fails."""
+    def measure(self, what: str, dropout: float) -> dict[str, Any]:
+        """Measure it once: ``pairs_per_second``, ``pairs_per_cpu_second``, and maybe ``scores``.
+
+        Raises `RuntimeError` with what the process said where it fails.
+        """
         process, errors = self.start()
         assert process.stdin
         assert process.stdout
@@ -56,7 +59,7 @@ class Side:
             process.stdin.flush()
         for line in process.stdout:
             if line.startswith("{"):  # not what a library prints
-                return json.loads(line)["pairs_per_second"]
+                return json.loads(line)
         errors.seek(0)
         said = errors.read()[-2000:]
         self.end()
@@ -212,7 +215,7 @@ def main() -> None:
 
 def ask(side: Side, what: str, dropout: float) -> float:
     """Measure a side once, on a CPU in a process of its own."""
-    found = side.pairs_per_second(what, dropout)
+    found = side.measure(what, dropout)["pairs_per_second"]
     if not torch.cuda.is_available():
         # A product of a new shape costs a CPU more than the next of that shape; in one process all
         # rounds but the first would have the shapes of the first.

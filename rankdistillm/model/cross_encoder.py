@@ -95,8 +95,13 @@ class CrossEncoder(nn.Module):
     def save_pretrained(self, folder: str | Path, *, layout: str | None = None) -> None:
         """Write config.json, model.safetensors and the tokeniser; creates the folder if needed.
 
-        ``layout`` is a layout of `rankdistillm.model.formats` (None: the one it was loaded from);
-        lightning-ir loads a student saved as ``mono``.
+        ``layout`` is a layout of `rankdistillm.model.formats` (None: the one it was loaded from):
+        lightning-ir loads a student saved as ``mono``, sentence-transformers (from 5.5 on) one
+        saved as ``sentence_transformers``. The latter cuts a pair to ``query_length`` plus
+        ``doc_length`` and the special tokens, its longer text first: scores agree for texts that
+        are not cut.
+
+        Raises `InputError` if the layout cannot hold the student, or the folder cannot be written.
         """
         write_checkpoint(
             layout or self.layout,
@@ -111,9 +116,9 @@ class CrossEncoder(nn.Module):
         """Tokenise queries, cut to ``query_length`` tokens; shows a progress bar."""
         return self._tokenise(texts, self.query_length, "tokenise queries")
 
-    def tokenise_docs(self, texts: Mapping[str, str]) -> TokenisedTexts:
-        """Tokenise passages, cut to ``doc_length`` tokens; shows a progress bar."""
-        return self._tokenise(texts, self.doc_length, "tokenise passages")
+    def tokenise_docs(self, texts: Mapping[str, str], *, cut: bool = True) -> TokenisedTexts:
+        """Tokenise passages, cut to ``doc_length`` tokens if ``cut``; shows a progress bar."""
+        return self._tokenise(texts, self.doc_length if cut else None, "tokenise passages")
 
     def _tokenise(
         self, texts: Mapping[str, str], max_length: int | None, description: str

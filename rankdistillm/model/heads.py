@@ -9,6 +9,7 @@ There are two ways through the encoder, which give the same scores:
   not support take the plain one.
 """
 
+from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
@@ -29,12 +30,89 @@ from rankdistillm.errors import InputError
 from rankdistillm.model.pairs import PackedPairs
 
 POOLINGS = ("first", "mean", "max", "sum")
+MODULAR_POOLINGS = ("first", "mean", "max", "mean_sqrt", "weighted_mean", "last")
 
 # The longest filler pair, in tokens: attention in short pairs is cheap.
 FILLER = 64
 
 
-class MonoNetwork(nn.Module):
+class _PooledEncoder(nn.Module):
+    """What `MonoNetwork` and `ModularNetwork` share: an encoder and the pooling of its states.
+
+    ``poolings`` are concatenated.
+    """
+
+    def __init__(self, backbone: Any, poolings: Sequence[str], *, packed: bool) -> None:
+        super().__init__()
+        backbone.pooler = None  # its output is not used
+        is_first = packed and tuple(poolings) == ("first",)
+        self.first_only = is_first and pack_encoder(backbone, first_only=True)
+        self.packed = self.first_only or (packed and pack_encoder(backbone, first_only=False))
+        self.backbone: Any = backbone
+
+    @property
+    def config(self) -> Any:
+        """The encoder's configuration."""
+        return self.backbone.config
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def _pooled(
+        self, pairs: PackedPairs, fused: FusedLayers | None, poolings: Sequence[str]
+    ) -> Tensor:
+        """The pooled states, in the dtype of the weights: ``[pairs, poolings * hidden]``.
+
+        Fillers may follow the pairs.
+        """
+        weights: Any = self.get_input_embeddings().weight
+        if self.packed:
+            states, mask = self._packed_states(pairs, fused, weights.device, poolings)
+        else:
+            inputs = padded_inputs(pairs, self.config, weights.device)
+            states = self.backbone(**inputs).last_hidden_state
+            mask = inputs["attention_mask"] == 1
+        states = states.to(weights.dtype)
+        return torch.cat([pool(states, mask, pooling) for pooling in poolings], -1)
+
+    def _packed_states(
+        self,
+        pairs: PackedPairs,
+        fused: FusedLayers | None,
+        device: torch.device,
+        poolings: Sequence[str],
+    ) -> tuple[Tensor, Tensor | None]:
+        """States ``[pairs, width, hidden]`` and the mask of real tokens ``[pairs, width]``.
+
+        With the pooling ``first`` alone, only the first tokens and no mask.
+        """
+        output, segments = _run_packed(self.backbone, pairs, device, fused)
+        states = output.last_hidden_state
+        if self.first_only:
+            return states, None
+        if tuple(poolings) == ("first",):
+            return states.index_select(1, segments.starts).transpose(0, 1), None
+        return segments.pad(states.squeeze(0)), segments.mask
+
+
+def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
+    """``[pairs, width, hidden]`` -> ``[pairs, hidden]``."""
+    if pooling == "first" or mask is None:
+        return states[:, 0]
+    lengths = mask.sum(1, keepdim=True)
+    if pooling == "last":
+        return states.gather(1, (lengths - 1).unsqueeze(-1).expand(-1, 1, states.shape[-1]))[:, 0]
+    if pooling == "max":
+        return states.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(1)
+    states = states.masked_fill(~mask.unsqueeze(-1), 0)
+    if pooling == "weighted_mean":
+        weights = mask.cumsum(1) * mask
+        return (states * weights.unsqueeze(-1)).sum(1) / weights.sum(1, keepdim=True)
+    divisors: dict[str, Any] = {"sum": 1, "mean": lengths, "mean_sqrt": lengths.sqrt()}
+    return states.sum(1) / divisors[pooling]
+
+
+class MonoNetwork(_PooledEncoder):
     """An encoder, pooling, and one linear layer: monoBERT, monoELECTRA (Nogueira et al., 2019).
 
     ``pooling`` over the tokens of a pair is ``first``, ``mean``, ``max`` or ``sum``. A head with
@@ -53,66 +131,85 @@ class MonoNetwork(nn.Module):
         outputs: int = 1,
         packed: bool = True,
     ) -> None:
-        super().__init__()
         if pooling not in POOLINGS:
             raise InputError(f"pooling {pooling!r} is not one of {', '.join(POOLINGS)}")
-        backbone.pooler = None  # its output is not used
-        is_first = packed and pooling == "first"
-        self.first_only = is_first and pack_encoder(backbone, first_only=True)
-        self.packed = self.first_only or (packed and pack_encoder(backbone, first_only=False))
-        self.backbone: Any = backbone
+        super().__init__(backbone, [pooling], packed=packed)
         self.pooling = pooling
         self.linear = nn.Linear(backbone.config.hidden_size, outputs, bias=bias)
         nn.init.normal_(self.linear.weight, std=0.02)
-
-    @property
-    def config(self) -> Any:
-        """The encoder's configuration."""
-        return self.backbone.config
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.get_input_embeddings()
 
     def forward(self, pairs: PackedPairs, fused: FusedLayers | None = None) -> Tensor:
         """Scores ``[len(pairs)]``; neighbours should be of similar length.
 
         ``fused`` is the result of `rankdistillm.encoder.fused_layers`.
         """
-        states, mask = (
-            self._packed_states(pairs, fused) if self.packed else self._padded_states(pairs)
-        )
+        pooled = self._pooled(pairs, fused, [self.pooling])
         # Scores are float32, whatever the encoder computes in.
-        with torch.autocast(states.device.type, enabled=False):
-            scores = self.linear(self._pool(states.to(self.linear.weight.dtype), mask))
+        with torch.autocast(pooled.device.type, enabled=False):
+            scores = self.linear(pooled)
         scores = scores.log_softmax(-1)[:, 1] if scores.shape[-1] == 2 else scores.squeeze(-1)
         return scores[: len(pairs)]
 
-    def _padded_states(self, pairs: PackedPairs) -> tuple[Tensor, Tensor]:
-        """States ``[pairs, width, hidden]`` and the mask of real tokens, ``[pairs, width]``."""
-        inputs = padded_inputs(pairs, self.config, self.linear.weight.device)
-        return self.backbone(**inputs).last_hidden_state, inputs["attention_mask"] == 1
 
-    def _packed_states(
-        self, pairs: PackedPairs, fused: FusedLayers | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """As `_padded_states`; with the pooling ``first``, only the first tokens and no mask."""
-        output, segments = _run_packed(self.backbone, pairs, self.linear.weight.device, fused)
-        states = output.last_hidden_state
-        if self.first_only:
-            return states, None
-        if self.pooling == "first":
-            return states.index_select(1, segments.starts).transpose(0, 1), None
-        return segments.pad(states.squeeze(0)), segments.mask
+class ModularNetwork(_PooledEncoder):
+    """An encoder, pooling, and a head of several modules, as sentence-transformers builds it.
 
-    def _pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        """``[pairs, width, hidden]`` -> ``[pairs, hidden]``."""
-        if self.pooling == "first" or mask is None:
-            return states[:, 0]
-        mask = mask.unsqueeze(-1)
-        if self.pooling == "max":
-            return states.masked_fill(~mask, -torch.inf).amax(1)
-        total = states.masked_fill(~mask, 0).sum(1)
-        return total if self.pooling == "sum" else total / mask.sum(1)
+    ``poolings`` are any of `MODULAR_POOLINGS`, concatenated. ``head`` maps the pooled states,
+    ``[pairs, len(poolings) * hidden]``, to ``[pairs, 1]``. ``activation`` is applied to the scores
+    when re-ranking, None for nothing.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        poolings: Sequence[str],
+        head: nn.Sequential,
+        activation: nn.Module | None = None,
+        *,
+        packed: bool = True,
+    ) -> None:
+        super().__init__(backbone, poolings, packed=packed)
+        self.poolings = tuple(poolings)
+        self.head = head
+        self.activation = activation
+
+    def forward(self, pairs: PackedPairs, fused: FusedLayers | None = None) -> Tensor:
+        """Scores ``[len(pairs)]``, as `MonoNetwork.forward`."""
+        pooled = self._pooled(pairs, fused, self.poolings)
+        with torch.autocast(pooled.device.type, enabled=False):
+            scores = self.head(pooled)
+        return scores.squeeze(-1)[: len(pairs)]
+
+
+class Dense(nn.Module):
+    """A linear layer and an activation; ``residual`` adds the input to the result.
+
+    Where input and output differ in size, a second linear layer fits the input.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, activation: nn.Module, *, bias: bool, residual: bool
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs, bias=bias)
+        self.activation_function = activation
+        self.has_residual = residual
+        if residual and inputs != outputs:
+            self.residual = nn.Linear(inputs, outputs, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """``[pairs, inputs]`` -> ``[pairs, outputs]``."""
+        result = self.activation_function(self.linear(states))
+        if not self.has_residual:
+            return result
+        return result + (self.residual(states) if hasattr(self, "residual") else states)
+
+
+class Normalize(nn.Module):
+    """Scales each row to length 1: ``[pairs, hidden]`` in and out."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return nn.functional.normalize(states, dim=-1)
 
 
 class ClassifierNetwork(nn.Module):

@@ -85,6 +85,17 @@ class PairTemplate:
         types[is_text] = np.repeat([self.query_type, self.doc_type] * len(pairs), sizes.ravel())
         return PackedPairs(tokens, types if self.has_types else None, lengths)
 
+    def doc_room(self, query_size: int) -> int | None:
+        """The longest passage that is not cut beside a query of this size, in tokens.
+
+        None: any passage.
+        """
+        if self.max_length is None:
+            return None
+        room = self.max_length - self._num_special
+        half = room // 2 if query_size > room - room // 2 else room - room // 2
+        return max(room - query_size, half, 1)
+
     def _cut(self, sizes: np.ndarray) -> np.ndarray:
         """Return the tokens to keep of each (query, passage): ``[pairs, 2]`` in and out."""
         if self.max_length is None:

@@ -1,7 +1,8 @@
 """Re-rank passages with a student: `Reranker`."""
 
+import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,16 @@ from rankdistillm.errors import InputError, check_count
 from rankdistillm.model.cross_encoder import CrossEncoder
 from rankdistillm.model.pairs import PackedPairs
 from rankdistillm.model.tokenise import TokenisedTexts
+from rankdistillm.model.windows import Windows
 from rankdistillm.progress import progress_bar
 
+log = logging.getLogger(__name__)
+
 # Pairs that are sorted by length at once. More of them need less padding but more memory.
-WINDOW = 4096
+SORTED_AT_ONCE = 4096
+
+LONG = ("truncate", "maxp")
+NO_LIMIT = int(np.iinfo(np.int64).max)
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,31 @@ class Reranker:
 
     It prepares faster layers once, when it is made, with a copy of the model's weights. After a
     change of weights or device, make a new `Reranker`.
+
+    ``long`` says what happens to a passage above the model's ``doc_length``, or above what the
+    encoder has room for beside the query: ``truncate`` cuts its end off; ``maxp`` scores it by the
+    best of its overlapping windows of that length, which start every ``stride`` tokens (None: half
+    a window).
     """
 
-    def __init__(self, model: CrossEncoder) -> None:
+    def __init__(
+        self, model: CrossEncoder, *, long: str = "truncate", stride: int | None = None
+    ) -> None:
+        if long not in LONG:
+            raise InputError(f"long={long} is not one of {', '.join(LONG)}")
+        check_count("stride", stride, optional=True)
+        if stride is not None and long == "truncate":
+            raise InputError(f"stride={stride} is for long=maxp; add that, or leave stride out")
+        if stride is not None and stride > (model.doc_length or stride):
+            raise InputError(
+                f"stride={stride} is above doc_length={model.doc_length}: the tokens between two "
+                "windows would not be read; lower it"
+            )
+        if long == "maxp" and model.retokenise:
+            raise InputError("long=maxp does not go with retokenise; choose one of them")
         self.model = model
+        self.long = long
+        self.stride = stride
         with torch.inference_mode():
             self._fused = model.fused_layers()
 
@@ -56,13 +84,16 @@ class Reranker:
         doc_length: int | None = None,
         retokenise: bool = False,
         packed: bool = True,
+        long: str = "truncate",
+        stride: int | None = None,
     ) -> "Reranker":
         """Load a student or another re-ranker: a folder (``outputs/…/checkpoint``) or a hub id.
 
         ``device`` defaults to CUDA if available; ``precision`` is auto, fp32, bf16 or fp16. The
         lengths, in tokens, default to those that the student was trained with. ``retokenise`` is
         explained in `rankdistillm.model.tokenise.TokenisedTexts`; ``packed=False`` runs
-        transformers' own padded forward (`rankdistillm.model.heads`).
+        transformers' own padded forward (`rankdistillm.model.heads`). ``long`` and ``stride`` are
+        explained above.
 
         Raises `InputError` if there is no readable model, or if it was never trained to rank.
         """
@@ -80,7 +111,7 @@ class Reranker:
                 f"{path}: an encoder without a head (linear.weight), whose scores would be "
                 "random; train it first (python -m rankdistillm.train), or give a re-ranker"
             )
-        return cls(model)
+        return cls(model, long=long, stride=stride)
 
     def score(self, query: str, docs: Sequence[str]) -> np.ndarray:
         """Score the passages for the query: float32 ``[len(docs)]``, higher is better."""
@@ -88,9 +119,28 @@ class Reranker:
         keys = [str(i) for i in range(len(docs))]
         return self._score_pairs(
             self.model.tokenise_queries({"query": query}),
-            self.model.tokenise_docs(dict(zip(keys, docs, strict=True))),
+            self._tokenise_docs(dict(zip(keys, docs, strict=True))),
             [("query", key) for key in keys],
             progress=False,
+        )
+
+    def score_pairs(
+        self, pairs: Sequence[tuple[str, str]], *, progress: bool = False
+    ) -> np.ndarray:
+        """Score (query, passage) texts: float32 ``[len(pairs)]``, higher is better.
+
+        Many pairs at once are faster than `score` query by query.
+        """
+        for query, doc in pairs:
+            for kind, text in (("query", query), ("passage", doc)):
+                if not isinstance(text, str):
+                    raise InputError(f"a {kind} is {text!r:.40}, not a text")
+        return self._score_pairs(
+            self.model.tokenise_queries({query: query for query, _ in pairs}),
+            self._tokenise_docs({doc: doc for _, doc in pairs}),
+            pairs,
+            progress=progress,
+            report=True,
         )
 
     def rank(self, query: str, docs: Sequence[str], *, depth: int | None = None) -> list[Ranked]:
@@ -112,7 +162,8 @@ class Reranker:
     ) -> Run:
         """Re-rank the top ``depth`` of each list; passages below it are dropped.
 
-        ``queries`` and ``docs`` map the run's ids to texts. Scores are float32.
+        ``queries`` and ``docs`` map the run's ids to texts. Scores are float32. The log says how
+        many passages are cut, or scored by windows.
         """
         run = run.truncate(depth)
         doc_ids = run.doc_ids()
@@ -120,8 +171,11 @@ class Reranker:
             if missing := next((i for i in ids if i not in texts), None):
                 raise InputError(f"the {kind}_id {missing} of {run.source} has no text")
         query_tokens = self.model.tokenise_queries({q: queries[q] for q in run})
-        doc_tokens = self.model.tokenise_docs({d: docs[d] for d in doc_ids})
-        return self.rerank_tokenised(run, query_tokens, doc_tokens, progress=progress)
+        doc_tokens = self._tokenise_docs({d: docs[d] for d in doc_ids})
+        scores = self._score_pairs(
+            query_tokens, doc_tokens, list(run.pairs()), progress=progress, report=True
+        )
+        return run.with_scores(scores, source=f"re-ranked {run.source}")
 
     def rerank_tokenised(
         self,
@@ -131,9 +185,23 @@ class Reranker:
         *,
         progress: bool = True,
     ) -> Run:
-        """Re-rank the run as `rerank` does, with texts that are already tokenised."""
+        """Re-rank the run as `rerank` does, with texts that are already tokenised.
+
+        ``maxp`` has windows only where the passages were not cut when they were tokenised.
+        """
         scores = self._score_pairs(queries, docs, list(run.pairs()), progress=progress)
         return run.with_scores(scores, source=f"re-ranked {run.source}")
+
+    def _tokenise_docs(self, docs: Mapping[str, str]) -> TokenisedTexts:
+        return self.model.tokenise_docs(docs, cut=self.long == "truncate")
+
+    def _widths(self, queries: TokenisedTexts, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """The longest passage that each pair shows whole, in tokens: ``[pairs]``."""
+        limits = {}
+        for query_id in {query_id for query_id, _ in pairs}:
+            room = self.model.template.doc_room(len(queries[query_id]))
+            limits[query_id] = min(self.model.doc_length or NO_LIMIT, room or NO_LIMIT)
+        return np.fromiter((limits[query_id] for query_id, _ in pairs), np.int64, len(pairs))
 
     @torch.inference_mode()
     def _score_pairs(
@@ -143,15 +211,33 @@ class Reranker:
         pairs: Sequence[tuple[str, str]],
         *,
         progress: bool,
+        report: bool = False,
     ) -> np.ndarray:
         model, activation = self.model, self.model.network.activation
-        scores = np.zeros(len(pairs), dtype=np.float32)
+        sizes = np.fromiter((len(docs[d]) for _, d in pairs), np.int64, len(pairs))
+        widths = self._widths(queries, pairs)
+        windows = Windows.whole(sizes)
+        if self.long == "maxp":
+            windows = Windows.overlapping(sizes, widths, self.stride)
+        if report:
+            over = zip(pairs, (sizes > widths).tolist(), strict=True)
+            _report_long(
+                {d for (_, d), is_over in over if is_over or docs.was_cut(d)},
+                num_docs=len({d for _, d in pairs}),
+                width=int(widths.max(initial=0)),
+                num_windows=len(windows) - len(pairs) if self.long == "maxp" else None,
+            )
+        scores = np.zeros(len(windows), dtype=np.float32)
         pending: deque[tuple[np.ndarray, Callable[[], list[float]]]] = deque()
-        starts = range(0, len(pairs), WINDOW)
+        batches = windows.batches(SORTED_AT_ONCE)
 
-        def pack(start: int) -> PackedPairs:
-            window = pairs[start : start + WINDOW]
-            return model.template.pack([(queries[q], docs[d]) for q, d in window])
+        def pack(batch: slice) -> PackedPairs:
+            return model.template.pack(
+                [
+                    (queries[pairs[i][0]], docs[pairs[i][1]][tokens])
+                    for i, tokens in windows.shown(batch)
+                ]
+            )
 
         def read_next() -> None:
             indices, read = pending.popleft()
@@ -162,9 +248,9 @@ class Reranker:
         if any(module.training for module in model.modules()):
             model.eval()
         try:
-            bar = progress_bar(shown=progress, total=len(pairs), desc="re-rank", unit="pair")
+            bar = progress_bar(shown=progress, total=len(windows), desc="re-rank", unit="pair")
             with bar, model.autocast():
-                for start, packed in zip(starts, prefetch(pack, starts), strict=True):
+                for batch, packed in zip(batches, prefetch(pack, batches), strict=True):
                     # The processes share the chunks that a single process would make, so that the
                     # scores are the same to the last bit.
                     chunks = model.plan_chunks(packed.lengths)
@@ -172,7 +258,7 @@ class Reranker:
                     for indices, scored in self._score_chunks(packed, own):
                         if activation is not None:
                             scored = activation(scored)
-                        pending.append((start + indices, async_copy(scored)))
+                        pending.append((batch.start + indices, async_copy(scored)))
                         bar.update(len(indices) * distributed.world_size())
                         # A GPU computes the next chunk while the last one is copied.
                         while len(pending) > (1 if scored.is_cuda else 0):
@@ -188,7 +274,7 @@ class Reranker:
                 "the student's scores are not finite; train it again in fp32 or at a lower "
                 "learning rate"
             )
-        return scores
+        return windows.best(scores)
 
     def _score_chunks(
         self, pairs: PackedPairs, chunks: Sequence[np.ndarray]
@@ -215,6 +301,21 @@ class Reranker:
         total = torch.from_numpy(scores).to(self.model.device)
         distributed.all_reduce([total])
         return total.cpu().numpy()
+
+
+def _report_long(long: Set[str], *, num_docs: int, width: int, num_windows: int | None) -> None:
+    """Log how many passages are longer than ``width`` tokens and what becomes of them.
+
+    ``num_windows``: the windows after the first of each pair; None if passages are cut.
+    """
+    if long:
+        ending = "are cut; long=maxp scores them by overlapping windows"
+        if num_windows is not None:
+            ending = f"are scored by overlapping windows, {num_windows} more in all"
+        log.info(
+            "%d of %d passages are longer than the %d tokens that the student reads and %s",
+            len(long), num_docs, width, ending,
+        )  # fmt: skip
 
 
 def _checked_docs(query: str, docs: Sequence[str]) -> list[str]:

@@ -1,8 +1,9 @@
 """Tokenise each distinct text once, into flat token ids that are cached on disk.
 
 A cache entry (`rankdistillm.data.cache`) is a folder ``tokens/KEY/`` with ``tokens.bin`` (the token
-ids of all texts end to end) and ``offsets.bin`` (int64, where each text starts and the last one
-ends). KEY is a hash of the texts and of everything that decides how they are tokenised.
+ids of all texts end to end), ``offsets.bin`` (int64, where each text starts and the last one ends)
+and ``cut.bin`` (bool, whether each text was cut). KEY is a hash of the texts and of everything that
+decides how they are tokenised.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from rankdistillm.progress import progress_bar
 log = logging.getLogger(__name__)
 
 # Part of the key: raise it when the files or the tokenising change.
-VERSION = 2
+VERSION = 3
 
 # Enough texts for all cores; the tokeniser's output takes several times the memory of the ids.
 TEXTS_AT_ONCE = 1_000
@@ -61,13 +62,17 @@ class TokenisedTexts:
         # With millions of texts this dictionary is large; free it before the next one is made.
         del row_of, found
         in_memory = len(job.texts) < TEXTS_WORTH_CACHING
-        self._tokens, self._offsets = _tokenise(job) if in_memory else _from_cache(job)
+        self._tokens, self._offsets, self._cut = _tokenise(job) if in_memory else _from_cache(job)
         self._rows = dict(zip(texts, rows.tolist(), strict=True))
 
     def __getitem__(self, identifier: str) -> np.ndarray:
         """The token ids of a text: uint16 if the vocabulary allows it, else int32."""
         row = self._rows[identifier]
         return self._tokens[self._offsets[row] : self._offsets[row + 1]]
+
+    def was_cut(self, identifier: str) -> bool:
+        """Whether the text has more than ``max_length`` tokens."""
+        return bool(self._cut[self._rows[identifier]])
 
 
 class _Job:
@@ -98,28 +103,32 @@ class _Job:
             digest.update(encoded)
         return digest.hexdigest()
 
-    def batches(self) -> Iterator[list[list[int]]]:
-        """Yield the token ids of the texts in order, some texts at a time."""
+    def batches(self) -> Iterator[tuple[list[list[int]], list[bool]]]:
+        """Yield the token ids of the texts in order, and whether each was cut; some at a time."""
         with progress_bar(total=len(self.texts), desc=self.description, unit="text") as bar:
             for start in range(0, len(self.texts), TEXTS_AT_ONCE):
                 texts = list(self.texts[start : start + TEXTS_AT_ONCE])
-                tokens = self._encode(texts, self.max_length)
+                whole = self._encode(texts)
+                tokens = [self._shortened(ids) for ids in whole]
+                cut = [len(ids) > len(kept) for ids, kept in zip(whole, tokens, strict=True)]
                 if self.retokenise:
-                    tokens = self._encode(self.tokenizer.batch_decode(tokens), None)
-                yield tokens
+                    tokens = self._encode(self.tokenizer.batch_decode(tokens))
+                yield tokens, cut
                 bar.update(len(texts))
 
-    def _encode(self, texts: list[str], max_length: int | None) -> list[list[int]]:
+    def _shortened(self, ids: list[int]) -> list[int]:
+        if self.max_length is None or len(ids) <= self.max_length:
+            return ids
+        if self.tokenizer.truncation_side == "left":
+            return ids[len(ids) - self.max_length :]
+        return ids[: self.max_length]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
         try:
             if self.tokenizer.is_fast:
-                return self._encode_fast(texts, max_length)
-            return self.tokenizer(
-                texts,
-                add_special_tokens=False,
-                truncation=max_length is not None,
-                max_length=max_length,
-                verbose=False,  # no warning about long texts: the pair is cut later
-            )["input_ids"]
+                return self._encode_fast(texts)
+            # No warning about long texts: they are cut later.
+            return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         except TypeError as error:
             broken = next((text for text in texts if SURROGATE.search(text)), None)
             if broken is None:
@@ -129,19 +138,14 @@ class _Job:
                 "correct that text"
             ) from error
 
-    def _encode_fast(self, texts: list[str], max_length: int | None) -> list[list[int]]:
+    def _encode_fast(self, texts: list[str]) -> list[list[int]]:
         """Like calling the tokeniser, but without computing unused offsets and masks."""
         backend = self.tokenizer.backend_tokenizer
         # Earlier calls through transformers may have changed these settings.
         backend.encode_special_tokens = self.tokenizer.split_special_tokens
         backend.no_truncation()
         backend.no_padding()
-        encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
-        if max_length is None:
-            return [text.ids for text in encoded]
-        if self.tokenizer.truncation_side == "left":
-            return [text.ids[max(0, len(text.ids) - max_length) :] for text in encoded]
-        return [text.ids[:max_length] for text in encoded]
+        return [text.ids for text in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 @lru_cache(maxsize=8)  # building the vocabulary takes longer than tokenising a short list
@@ -168,21 +172,27 @@ def _flat(batch: list[list[int]], dtype: np.dtype) -> np.ndarray:
     return np.fromiter(chain.from_iterable(batch), dtype, sum(map(len, batch)))
 
 
-def _tokenise(job: _Job) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens and offsets of all texts, in memory."""
+# The token ids of all texts end to end, where each text starts, and whether each was cut.
+_Tokens = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _tokenise(job: _Job) -> _Tokens:
+    """Tokenise all texts in memory."""
     lengths: list[int] = [0]
+    cut: list[bool] = []
     parts = [np.empty(0, job.dtype)]
-    for batch in job.batches():
+    for batch, batch_cut in job.batches():
         lengths.extend(map(len, batch))
+        cut.extend(batch_cut)
         parts.append(_flat(batch, job.dtype))
-    return np.concatenate(parts), np.cumsum(lengths)
+    return np.concatenate(parts), np.cumsum(lengths), np.array(cut, bool)
 
 
 # ---- the cache on disk
 
 
-def _from_cache(job: _Job) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens and offsets of all texts, memory-mapped; makes the entry if needed."""
+def _from_cache(job: _Job) -> _Tokens:
+    """Read the tokens of all texts, memory-mapped; makes the entry if needed."""
     try:
         entry = cached(
             cache_folder() / "tokens" / job.key(),
@@ -202,16 +212,20 @@ def _from_cache(job: _Job) -> tuple[np.ndarray, np.ndarray]:
 
 def _write(folder: Path, job: _Job) -> None:
     lengths = [0]
+    cut: list[bool] = []
     with open(folder / "tokens.bin", "wb") as file:
-        for batch in job.batches():
+        for batch, batch_cut in job.batches():
             lengths.extend(map(len, batch))
+            cut.extend(batch_cut)
             file.write(_flat(batch, job.dtype).tobytes())
     np.cumsum(lengths).astype(np.int64).tofile(folder / "offsets.bin")
+    np.array(cut, bool).tofile(folder / "cut.bin")
 
 
-def _read(entry: Path, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+def _read(entry: Path, dtype: np.dtype) -> _Tokens:
     # Slicing a plain array takes a tenth of the time of slicing a memmap.
     offsets = np.asarray(np.memmap(entry / "offsets.bin", np.int64, mode="r"))
+    cut = np.asarray(np.memmap(entry / "cut.bin", bool, mode="r"))
     if not offsets[-1]:  # an empty file cannot be mapped
-        return np.empty(0, dtype), offsets
-    return np.asarray(np.memmap(entry / "tokens.bin", dtype, mode="r")), offsets
+        return np.empty(0, dtype), offsets, cut
+    return np.asarray(np.memmap(entry / "tokens.bin", dtype, mode="r")), offsets, cut

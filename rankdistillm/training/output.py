@@ -15,6 +15,7 @@ from yaml import YAMLError
 from rankdistillm import distributed
 from rankdistillm.data.outputs import keep_apart, locked, to_disk, unwritable, writable_folder
 from rankdistillm.errors import InputError
+from rankdistillm.exports.card import is_written
 from rankdistillm.model.formats import lightning_ir
 
 # The files and folders that a training writes.
@@ -24,11 +25,13 @@ FILES = (
 )  # fmt: skip
 FOLDERS = ("checkpoint", "state")
 
-# Deleted when a student is replaced, or the new tokeniser would load files that the old one left.
+# Deleted when a student is replaced, or the new tokeniser would load files that the old one left,
+# and the new student would be read by the old one's list of modules.
 TOKENISER_FILES = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt", "spm.model", "spiece.model",
-    "sentencepiece.bpe.model", "chat_template.jinja",
+    "sentencepiece.bpe.model", "chat_template.jinja", "modules.json",
+    "config_sentence_transformers.json", "sentence_bert_config.json",
 }  # fmt: skip
 
 
@@ -98,7 +101,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``folder``, and rename it to ``folder`` on success.
 
     Until then ``folder`` keeps its old content; nothing half-written ever has its name. Files in
-    the old folder that the new one lacks are moved there, except those of a tokeniser.
+    the old folder that the new one lacks are moved there, except those of a tokeniser and the card
+    of the old student.
     """
     beside = folder.with_name(f".{folder.name}.part")
     old = folder.with_name(f".{folder.name}.old")
@@ -125,7 +129,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 def _move_other_files(old: Path, new: Path) -> None:
     for path in old.iterdir():
-        if path.name not in TOKENISER_FILES and not (new / path.name).exists():
+        is_stale = path.name in TOKENISER_FILES or is_written(path)
+        if not is_stale and not (new / path.name).exists():
             os.replace(path, new / path.name)
 
 

@@ -108,24 +108,36 @@ class Tracker:
             self._wandb.log(dict(metrics), step=step)
 
     def sum_up(
-        self, progress: Progress, metric: str, *, measured_on: str, means: Mapping[str, float]
+        self,
+        progress: Progress,
+        metric: str,
+        *,
+        trained_on: Mapping[str, Any],
+        measured: Mapping[str, Any] | None,
+        measured_on: str,
     ) -> None:
         """Write the summary of a finished training.
 
-        ``means``: row of the closing table -> mean of the metric on the queries ``measured_on``,
-        "test" or "validation".
+        ``trained_on`` identifies the training lists. ``measured`` is the closing table
+        (`rankdistillm.training.validation.summarise`) of the queries ``measured_on``, "test" or
+        "validation"; None without a table.
         """
         if not distributed.is_first():
             return
-        summary: dict[str, Any] = {"step": progress.step, "metric": metric}
+        summary: dict[str, Any] = {
+            "step": progress.step,
+            "trained_on": dict(trained_on),
+            "metric": metric,
+        }
         if progress.best is not None:
             summary["best_validation"] = {"value": progress.best, "step": progress.best_step}
-        if means:
-            summary |= {"measured_on": measured_on, "means": dict(means)}
+        if measured:
+            summary |= {"measured_on": measured_on, **measured}
         self._write_line({"step": progress.step, "summary": summary})
         with replacing(self._summary) as beside:
             beside.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
         if self._wandb is not None:
+            means = summary.get("means", {})
             last = {f"{measured_on}/{metric}/{name}": value for name, value in means.items()}
             if progress.best is not None:  # W&B would show the last validation, not the best one
                 last[f"validation/{metric}"] = progress.best

@@ -13,14 +13,18 @@ from rankdistillm.data.qrels import Qrels, check_overlap, read_qrels
 from rankdistillm.data.runs import Run
 from rankdistillm.data.texts import texts_of_run
 from rankdistillm.errors import InputError
-from rankdistillm.evaluation.metrics import evaluate_run
+from rankdistillm.evaluation.metrics import RunMetrics, evaluate_run
 from rankdistillm.evaluation.names import shown
 from rankdistillm.evaluation.report import format_table
+from rankdistillm.evaluation.significance import compare
 from rankdistillm.model.cross_encoder import CrossEncoder
 from rankdistillm.model.reranker import Reranker
 from rankdistillm.model.tokenise import TokenisedTexts
 
 log = logging.getLogger(__name__)
+
+# The row of the trained student in the closing table.
+STUDENT = "student after"
 
 
 @dataclass
@@ -154,11 +158,11 @@ def save_ranking_before(judged: JudgedRun, student: CrossEncoder, output: Path) 
 
 def print_comparison(
     judged: JudgedRun, student: CrossEncoder, metric: str, output: Path
-) -> dict[str, float]:
+) -> dict[str, RunMetrics]:
     """Print the metric of the first stage, the teacher, and the student before and after training.
 
     Reads ``before.run`` in the folder ``output`` if it exists, and writes ``after.run`` there.
-    Returns row of the table -> mean of the metric; empty in all processes of a job but the first.
+    Returns row of the table -> its metrics; empty in all processes of a job but the first.
     """
     after = judged.rerank(student)
     if not distributed.is_first():
@@ -171,9 +175,26 @@ def print_comparison(
     # A resumed training may have started with other queries.
     if file.exists() and (before := Run.read(file)).keys() == judged.run.keys():
         runs["student before"] = before
-    runs["student after"] = after
+    runs[STUDENT] = after
     first_stage = judged.name if judged.name and judged.name not in runs else "first stage"
     runs = {first_stage: judged.run, **runs}
     metrics = {name: evaluate_run(run, judged.qrels, [metric]) for name, run in runs.items()}
     print(format_table(metrics, [metric]))
-    return {name: measured.means[metric] for name, measured in metrics.items()}
+    return metrics
+
+
+def summarise(measured: Mapping[str, RunMetrics], metric: str) -> dict[str, Any]:
+    """Sum up `print_comparison`: the means, and whether the student differs from the other rows.
+
+    ``p_values``: row -> p-value of the paired t-test between it and the trained student, corrected
+    by Holm's method for the number of rows; left out if there are fewer than two queries.
+    """
+    student = measured[STUDENT]
+    summary: dict[str, Any] = {
+        "queries": student.num_queries,
+        "means": {name: row.means[metric] for name, row in measured.items()},
+    }
+    if student.num_queries > 1:
+        found = compare(measured, [STUDENT]).p_values[STUDENT]
+        summary["p_values"] = {name: p[metric] for name, p in found.items()}
+    return summary

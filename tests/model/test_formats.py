@@ -286,6 +286,14 @@ def test_the_output_folder_of_a_training_points_to_its_checkpoint(tmp_path):
         scores(tmp_path)
 
 
+def test_no_file_of_a_saved_student_names_the_folder_that_it_was_loaded_from(tiny_bert, tmp_path):
+    student = CrossEncoder.from_pretrained(tiny_bert)
+    for layout in ("encoder", "mono", "sentence_transformers", "classifier", "tei"):
+        student.save_pretrained(tmp_path / layout, layout=layout)
+        for file in (tmp_path / layout).rglob("*.json"):
+            assert str(Path(tiny_bert).parent) not in file.read_text("utf-8"), file
+
+
 def test_all_files_of_a_saved_student_have_the_same_permissions(tiny_bert, tmp_path):
     CrossEncoder.from_pretrained(tiny_bert).save_pretrained(tmp_path / "saved")
     modes = {file.stat().st_mode for file in (tmp_path / "saved").iterdir()}
@@ -375,59 +383,6 @@ def test_encoders_are_not_mistaken_for_decoders(architecture, std, tmp_path):
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
     tokenizer_for(architecture).save_pretrained(tmp_path)
     assert not CrossEncoder.from_pretrained(tmp_path).has_head
-
-
-def write_modules(folder, *kinds, model_type):
-    """modules.json as sentence-transformers writes it since 5.4, and what names the task."""
-    homes = {
-        "Transformer": "base.modules.transformer",
-        "Pooling": "sentence_transformer.modules.pooling",
-        "Normalize": "sentence_transformer.modules.normalize",
-        "Dense": "base.modules.dense",
-        "LogitScore": "cross_encoder.modules.logit_score",
-    }
-    modules = [
-        {
-            "idx": i,
-            "name": str(i),
-            "path": f"{i}_{kind}" if i else "",
-            "type": f"sentence_transformers.{homes[kind]}.{kind}",
-        }
-        for i, kind in enumerate(kinds)
-    ]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    settings = {
-        "__version__": {"sentence_transformers": "6.2.0"},
-        "activation_fn": "torch.nn.modules.linear.Identity",
-        "model_type": model_type,
-        "prompts": {},
-    }
-    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
-
-
-@pytest.mark.parametrize(
-    "kinds", [("Transformer", "Pooling", "Dense"), ("Transformer", "LogitScore")]
-)
-def test_a_cross_encoder_made_of_modules_is_rejected(kinds, tiny_models, tmp_path):
-    folder = shutil.copytree(tiny_models("modernbert"), tmp_path / "modular")
-    write_modules(folder, *kinds, model_type="CrossEncoder")
-    made = " . ".join(kinds)
-    said = rf"modules\.json: a sentence-transformers CrossEncoder made of {made}, whose head cannot"
-    with pytest.raises(InputError, match=said):
-        CrossEncoder.from_pretrained(folder)
-
-
-@pytest.mark.parametrize("last", ["Normalize", "Dense"])
-def test_an_embedding_model_made_of_modules_is_an_encoder(last, tiny_bert, tmp_path):
-    folder = shutil.copytree(tiny_bert, tmp_path / "modular")
-    write_modules(folder, "Transformer", "Pooling", last, model_type="SentenceTransformer")
-    assert not CrossEncoder.from_pretrained(folder).has_head
-
-
-def test_a_sequence_classifier_with_its_single_module_is_loaded(tmp_path):
-    expected = classifier_checkpoint(tmp_path, "bert")()
-    write_modules(tmp_path, "Transformer", model_type="CrossEncoder")
-    assert scores(tmp_path) == pytest.approx(expected, abs=1e-5)
 
 
 def edit(file, **values):

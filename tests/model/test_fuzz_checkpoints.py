@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from rankdistillm.cli import PACKAGE
 from rankdistillm.errors import InputError
 from rankdistillm.model.cross_encoder import CrossEncoder
+from rankdistillm.model.heads import Dense, ModularNetwork
 from rankdistillm.model.reranker import Reranker
 from rankdistillm.training.state import TrainingState
 from tests.helpers import config_for, tokenizer_for
@@ -26,7 +27,7 @@ DAMAGES = 50  # of each checkpoint
 QUERY, DOCS = "why do tides turn", ["The tide follows the Moon.", "Bread rises. " * 20]
 LAYOUTS = (
     "encoder-bert", "encoder-electra", "encoder-modernbert", "mono-electra", "mono-bert",
-    "classifier-bert", "classifier-electra",
+    "classifier-bert", "classifier-electra", "sentence_transformers-bert",
 )  # fmt: skip
 
 
@@ -52,8 +53,19 @@ def checkpoints(tiny_models, tmp_path_factory):
                 tiny_models(architecture), query_length=3, doc_length=17
             )
             model.network.pooling = "mean" if architecture == "modernbert" else "first"
+            if kind == "sentence_transformers":
+                model.network = made_of_modules(model.network.backbone)
             model.save_pretrained(folder, layout=kind)
     return made
+
+
+def made_of_modules(backbone):
+    head = torch.nn.Sequential(
+        Dense(16, 16, torch.nn.GELU(), bias=False, residual=True),
+        torch.nn.LayerNorm(16),
+        Dense(16, 1, torch.nn.Identity(), bias=True, residual=False),
+    )
+    return ModularNetwork(backbone, ["first"], head, torch.nn.Tanh())
 
 
 # Changes that make another valid checkpoint: values that other tokenisers have too. The same goes
@@ -86,7 +98,7 @@ WRONG = (None, "x", "", -1, 0, 1.5, True, [], {}, [[1]], {"a": 1}, 10**30, "é" 
 
 
 def change_json(folder, random):
-    file = random.choice(sorted(folder.glob("*.json")))
+    file = random.choice(sorted(folder.rglob("*.json")))
     content = json.loads(file.read_text())
     inner, keys = content, []
     while isinstance(inner, dict | list) and inner and (not keys or random.random() < 0.7):
@@ -101,11 +113,11 @@ def change_json(folder, random):
         value = WRONG[random.integers(len(WRONG))]
         outer[key], done = value, f"= {value!r:.20}"
     file.write_text(json.dumps(content))
-    return file.name, ".".join(map(str, keys)), done
+    return str(file.relative_to(folder)), ".".join(map(str, keys)), done
 
 
 def change_bytes(folder, random):
-    file = random.choice(sorted(path for path in folder.iterdir() if path.is_file()))
+    file = random.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
     content = bytearray(file.read_bytes())
     # Weights are most of the bytes; their description comes first.
     size = len(content) if random.random() < 0.5 else min(len(content), 2000)
@@ -123,11 +135,11 @@ def change_bytes(folder, random):
         file.unlink()
         if how == "a folder":
             file.mkdir()
-    return file.name, f"byte {index}", how
+    return str(file.relative_to(folder)), f"byte {index}", how
 
 
 def change_tensors(folder, random):
-    file = folder / "model.safetensors"
+    file = random.choice(sorted(folder.rglob("model.safetensors")))
     tensors = load_file(file)
     name = random.choice(sorted(tensors))
     tensor = tensors[name]
@@ -147,7 +159,7 @@ def change_tensors(folder, random):
     else:
         tensors[name] = torch.cat([tensor, tensor])
     save_file(tensors, file, metadata={"format": "pt"})
-    return file.name, name, how
+    return str(file.relative_to(folder)), name, how
 
 
 def outcome(folder, expected):

@@ -71,7 +71,8 @@ def test_many_texts_are_tokenised_once_and_come_from_the_cache(cache):
     assert tokenise() == expected()
     assert from_cache() == expected()
     (entry,) = entries(cache)
-    assert {path.name for path in entry.iterdir()} == {"tokens.bin", "offsets.bin", "meta.json"}
+    names = {"tokens.bin", "offsets.bin", "cut.bin", "meta.json"}
+    assert {path.name for path in entry.iterdir()} == names
 
 
 def test_equal_texts_share_their_tokens(cache):
@@ -133,11 +134,30 @@ def test_earlier_calls_of_the_tokeniser_do_not_matter():
 
 
 def test_tokenisers_without_a_fast_backend():
-    tokens = TokenisedTexts({"d": "a tide"}, CanineTokenizer(), 4, description="")
-    assert tokens["d"].tolist() == [ord(letter) for letter in "a ti"]
+    texts = {"d": "a tide", "e": "a ti"}
+    tokens = TokenisedTexts(texts, CanineTokenizer(), 4, description="")
+    for name in texts:
+        assert tokens[name].tolist() == [ord(letter) for letter in "a ti"]
+    assert [tokens.was_cut(name) for name in texts] == [True, False]
 
 
-@pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "meta.json"])
+@pytest.mark.parametrize("retokenise", [False, True])
+@pytest.mark.parametrize("texts", [FEW, TEXTS], ids=["memory", "cache"])
+def test_cut_texts_are_known_also_from_the_cache(texts, retokenise, cache):
+    sizes = {i: len(tokens) for i, tokens in expected(texts, None).items()}
+    middle = sorted(sizes.values())[len(sizes) // 2]
+    for _ in range(2):
+        tokens = TokenisedTexts(
+            texts, tokenizer_for("bert"), middle, retokenise=retokenise, description=""
+        )
+        found = {i: tokens.was_cut(i) for i in texts}
+        assert found == {i: size > middle for i, size in sizes.items()}
+    assert {*found.values()} == {True, False}
+    uncut = TokenisedTexts(texts, tokenizer_for("bert"), None, description="")
+    assert not any(map(uncut.was_cut, texts))
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "cut.bin", "meta.json"])
 @pytest.mark.parametrize("damage", ["changed", "cut", "missing"])
 def test_a_damaged_entry_is_replaced(name, damage, cache, caplog):
     tokenise()

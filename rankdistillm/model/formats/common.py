@@ -1,6 +1,5 @@
 """The parts that all checkpoint layouts share: settings, tokeniser, weights and checks."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,12 @@ from rankdistillm.model.formats.files import (
     reading,
     weight_files,
 )
-from rankdistillm.model.heads import ClassifierNetwork, MonoNetwork
+from rankdistillm.model.heads import ClassifierNetwork, ModularNetwork, MonoNetwork
 from rankdistillm.model.pairs import PairTemplate
 
 HEAD = "linear."
+
+ACTIVATIONS = nn.ReLU.__module__  # of torch
 
 # Buffers that older versions of transformers saved among the weights of a layer.
 BUFFERS = ("position_ids", "inv_freq", "masked_bias")
@@ -52,7 +53,7 @@ class Checkpoint:
     """
 
     layout: str
-    network: MonoNetwork | ClassifierNetwork
+    network: MonoNetwork | ModularNetwork | ClassifierNetwork
     tokenizer: Any
     query_length: int | None
     doc_length: int | None
@@ -85,27 +86,6 @@ def refuse_unsupported(source: str, raw: dict[str, Any]) -> None:
         raise InputError(
             "adapter_config.json: an adapter beside the weights; merge it into them (peft's "
             "merge_and_unload), save the result and give its folder"
-        )
-    _refuse_modules(source)
-
-
-def _refuse_modules(source: str) -> None:
-    """Raises `InputError` for a sentence-transformers CrossEncoder with a head in extra modules.
-
-    Embedding models have modules too, but these only make embeddings.
-    """
-    file = find_file(source, "modules.json")
-    if file is None:
-        return
-    with reading("modules.json"):
-        kinds = [module["type"].rpartition(".")[2] for module in json.loads(Path(file).read_text())]
-        settings = find_file(source, "config_sentence_transformers.json")
-        is_ranker = settings and read_json(settings).get("model_type") == "CrossEncoder"
-    if is_ranker and kinds != ["Transformer"]:
-        raise InputError(
-            f"modules.json: a sentence-transformers CrossEncoder made of {' + '.join(kinds)}, "
-            "whose head cannot be read; give one with a sequence classifier (architectures in "
-            "config.json: …ForSequenceClassification), or train from the encoder it was made from"
         )
 
 
@@ -235,7 +215,10 @@ def check_encoder(model: Any) -> None:
     would score the same. No field of a configuration tells decoders apart, so try it.
     """
     config = model.config
-    remedy = "give an encoder, such as google/electra-base-discriminator"
+    remedy = (
+        "give an encoder, such as google/electra-base-discriminator, and let other language models "
+        "teach it (python -m rankdistillm.teach teacher=yes_no teacher.model.path=…)"
+    )
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(
             f"config.json: {config.model_type} is an encoder-decoder, in which no single token "
@@ -283,6 +266,42 @@ def check_scores(checkpoint: Checkpoint) -> None:
             raise ValueError(f"the scores of {len(pairs)} pairs have the shape {[*scores.shape]}")
         if not scores.isfinite().all():
             raise ValueError("the scores are not finite")
+
+
+def read_activation(source: str, raw: dict[str, Any]) -> nn.Module | None:
+    """Read what sentence-transformers applies to the scores, None for the identity.
+
+    Each of its versions records it in another place; if none is recorded, it uses the sigmoid.
+    """
+    settings = "config_sentence_transformers.json"
+    file = find_file(source, settings)
+    name = read_json(file).get("activation_fn") if file else None
+    with reading("config.json" if name is None else settings):
+        if name is None:
+            name = (raw.get("sentence_transformers") or {}).get("activation_fn")
+        if name is None:
+            name = raw.get("sbert_ce_default_activation_function")
+        if name is None:
+            return nn.Sigmoid() if file or "sentence_transformers" in raw else None
+        function = named_activation(name)
+        alone, together = function(torch.zeros(1)), function(torch.tensor([0.0, 1.0]))
+        if together.shape != (2,) or not torch.equal(alone, together[:1]):
+            raise ValueError(f"the activation function {name} does not treat each score alone")
+        return None if isinstance(function, nn.Identity) else function
+
+
+def named_activation(name: Any) -> nn.Module:
+    """Build an activation function of torch from its dotted name; runs no other code."""
+    is_known = isinstance(name, str) and name.startswith("torch.nn.")
+    kind: Any = getattr(nn, name.rpartition(".")[2], None) if is_known else None
+    if kind is not nn.Identity and getattr(kind, "__module__", None) != ACTIVATIONS:
+        raise ValueError(f"the activation function {name!r:.60} is not one of torch.nn")
+    return kind()
+
+
+def name_of_activation(function: nn.Module) -> str:
+    """The name by which `named_activation` builds the function."""
+    return f"{type(function).__module__}.{type(function).__name__}"
 
 
 def set_dropout(config: Any, rate: float | None) -> None:

@@ -145,9 +145,13 @@ def find_file(source: str, name: str) -> str | None:
     )
 
 
-def weight_files(source: str) -> list[str]:
-    """Return the weight files: safetensors if there are any, else torch's; possibly sharded."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
+def weight_files(source: str, folder: str = "") -> list[str]:
+    """Return the weight files: safetensors if there are any, else torch's; possibly sharded.
+
+    ``folder`` is one inside the checkpoint.
+    """
+    inside = f"{folder}/" if folder else ""
+    for name in (f"{inside}model.safetensors", f"{inside}pytorch_model.bin"):
         if file := find_file(source, name):
             return [file]
         if index := find_file(source, f"{name}.index.json"):
@@ -156,20 +160,20 @@ def weight_files(source: str) -> list[str]:
                 for part in parts:
                     if Path(part).name != part:
                         raise ValueError(f"{part!r:.60} is not a file name in the same folder")
-                files = [find_file(source, part) for part in parts]
+                files = [find_file(source, inside + part) for part in parts]
                 if lacking := [p for p, file in zip(parts, files, strict=True) if file is None]:
                     raise ValueError(f"{lacking[0]} is missing")
                 return [str(file) for file in files]
-    raise UnreadableError("there is no model.safetensors")
+    raise UnreadableError(f"there is no {inside}model.safetensors")
 
 
-def read_tensors(source: str) -> dict[str, Tensor]:
-    """Read all weights by name.
+def read_tensors(source: str, folder: str = "") -> dict[str, Tensor]:
+    """Read all weights by name, of the model or of a module in a ``folder`` of the checkpoint.
 
     safetensors are memory-mapped; files of torch are loaded with ``weights_only=True``.
     """
     tensors: dict[str, Tensor] = {}
-    for file in weight_files(source):
+    for file in weight_files(source, folder):
         with reading(Path(file).name):
             if file.endswith(".safetensors"):
                 with safe_open(file, framework="pt") as part:
@@ -183,13 +187,18 @@ def write_files(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]
     """Write config.json and model.safetensors into an existing folder."""
     # safetensors rejects tied weights (one tensor under two names), so clone each.
     tensors = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
-    write_json(folder / "config.json", config)
+    write_config(folder, config)
     try:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(str(error)) from error
     # safetensors creates files that only their owner may read.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.json, without the folder that the model was loaded from."""
+    write_json(folder / "config.json", {k: v for k, v in config.items() if k != "_name_or_path"})
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
