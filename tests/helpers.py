@@ -17,6 +17,7 @@ from rankdistillm.data.texts import read_texts
 from rankdistillm.model.cross_encoder import CrossEncoder
 from rankdistillm.model.pairs import PairTemplate
 from rankdistillm.model.tokenise import TokenisedTexts
+from rankdistillm.teachers.local_model import LanguageModel
 from rankdistillm.training.gradients import accumulate_gradients
 
 SIZES = {
@@ -32,6 +33,46 @@ ROBERTAS = {
     "camembert": transformers.CamembertConfig,
 }
 ARCHITECTURES = ("bert", "electra", *ROBERTAS, "modernbert", "deberta")
+# The sitecustomize of a study's process: its commands are forks of it, so that torch is imported
+# once, and not by each of them.
+FORKED_COMMANDS = """
+import importlib, os, subprocess, sys, traceback
+
+import ranx
+import rankdistillm.rerank
+import rankdistillm.train
+
+start = subprocess.run
+
+
+def run(line, **options):
+    if line[:2] != [sys.executable, "-m"]:
+        return start(line, **options)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            sys.argv = line[2:]
+            importlib.import_module(line[2]).main()
+            status = 0
+        except SystemExit as exit_:
+            status = exit_.code if isinstance(exit_.code, int) else 1
+            if isinstance(exit_.code, str):
+                print(exit_.code, file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status or 0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status and options.get("check"):
+        raise subprocess.CalledProcessError(status, line)
+    return subprocess.CompletedProcess(line, status)
+
+
+subprocess.run = run
+"""
 QUERIES = ["why do tides turn", "how is bread made", ""]
 DOCS = [
     "The tide follows the Moon.",
@@ -162,6 +203,17 @@ def write_language_model(folder, kind="causal", *, chat=True, context=256):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def load_language_model(folder, **options):
+    """Load a teacher's model in float32 on the CPU."""
+    return LanguageModel.from_pretrained(folder, device="cpu", precision="fp32", **options)
+
+
+def next_logprobs(model, ids, **inputs):
+    with torch.inference_mode():
+        logits = model.model(input_ids=torch.tensor([ids]), **inputs).logits[0].double()
+    return logits.log_softmax(-1)
 
 
 def load(path, **options):

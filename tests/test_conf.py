@@ -84,6 +84,38 @@ def test_stages_choose_a_loss_and_the_command_line_wins():
     assert (config.epochs, config.data.train.list_size) == (7, 5)
 
 
+MODELS = {
+    "deberta_v3_base": "microsoft/deberta-v3-base",
+    "electra_base": "google/electra-base-discriminator",
+    "electra_large": "google/electra-large-discriminator",
+    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "minilm_l12": "microsoft/MiniLM-L12-H384-uncased",
+    "modernbert_base": "answerdotai/ModernBERT-base",
+    "monoelectra_base": "webis/monoelectra-base",
+    "monoelectra_large": "webis/monoelectra-large",
+} | {
+    f"ettin{kind}_{size}": f"{name}-{size}{version}"
+    for size in ("17m", "32m", "68m", "150m")
+    for kind, name, version in (
+        ("", "jhu-clsp/ettin-encoder", ""), ("_reranker", "cross-encoder/ettin-reranker", "-v1")
+    )
+}  # fmt: skip
+
+
+def test_every_model_has_its_path_and_the_options_of_all():
+    assert names("model") == sorted(MODELS)
+    for name, path in MODELS.items():
+        model = OmegaConf.to_container(compose("train", [f"model={name}"]).model)
+        assert model == {
+            "path": path,
+            "query_length": None,
+            "doc_length": None,
+            "retokenise": False,
+            "packed": True,
+            "dropout": 0.0 if name == "minilm" else None,
+        }
+
+
 ASKING = [f"{group}={name}" for group in ("teacher", "ranking") for name in names(group)]
 
 

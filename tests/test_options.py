@@ -12,17 +12,22 @@ from omegaconf import OmegaConf
 
 from rankdistillm.cli import CONFIGS, LONGEST, OneLine
 from rankdistillm.errors import InputError, check_flag
-from rankdistillm.options import EVALUATE, RERANK, RETRIEVE, TRAIN, check_options
+from rankdistillm.options import EVALUATE, EXPORT, RERANK, RETRIEVE, TRAIN, check_options
 
-CHECKS = {"train": TRAIN, "retrieve": RETRIEVE, "rerank": RERANK, "evaluate": EVALUATE}
+CHECKS = {
+    "train": TRAIN, "retrieve": RETRIEVE, "rerank": RERANK, "evaluate": EVALUATE, "export": EXPORT,
+}  # fmt: skip
 GIVEN = {
     "train": ["+stage=distill", "output=out"],
     "retrieve": ["data.docs=d", "data.queries=q", "output=o"],
     "rerank": ["model.path=m", "run=r", "output=o"],
     "evaluate": ["qrels=q", "runs={a: b}"],
+    "export": ["model.path=m", "format=mono", "output=o"],
 }
 # A loss checks its own options; retrieving and re-ranking use only the texts of their data.
-ELSEWHERE = {"train": "loss.", "retrieve": "data.", "rerank": "data.", "evaluate": "-"}
+ELSEWHERE = {
+    "train": "loss.", "retrieve": "data.", "rerank": "data.", "evaluate": "-", "export": "-",
+}  # fmt: skip
 
 
 @cache
@@ -147,6 +152,16 @@ def test_help_shows_the_chosen_groups(command):
     assert "loss: # loss=hinge" in out
     assert "  margin: 1.0" in out
     assert "# Learn to tell one judged positive" in out
+
+
+def test_help_shows_the_options_that_models_share(command):
+    out = command("train", "--help").out
+    assert "  path: sentence-transformers/all-MiniLM-L6-v2\n  dropout: 0.0\n" in out
+    assert "  query_length: null # tokens; null: from the checkpoint, else 32 and 256\n" in out
+    assert out.count("  dropout: ") == 1
+    out = command("train", "--help", "+recipe=ecir25_distill", "model=ettin_17m").out
+    assert "  dropout: null # null: from the checkpoint\n" in out
+    assert "\n  weight_decay: 0.01\n  decay: all\n" in out
 
 
 def test_messages_are_short_and_free_of_control_characters(command):

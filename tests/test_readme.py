@@ -147,7 +147,7 @@ def test_your_own_data_from_documents_on(process, tmp_path):
     for made in ("queries.tsv", "first.run", "teacher.run"):
         (tmp_path / made).unlink()
     own = [line for line in commands() if line.startswith("python")]
-    assert len(own) == 8
+    assert len(own) == 9
     with serving(answer) as endpoint:
         for line in own:
             if line.startswith("python -m rankdistillm.train -m "):
@@ -160,6 +160,7 @@ def test_your_own_data_from_documents_on(process, tmp_path):
             assert result.returncode == 0, (line, result.stderr)
     assert 0 < len(Run.read(tmp_path / "teacher.run")) <= 4
     assert len(Run.read(tmp_path / "reranked.run")) == len(Run.read(tmp_path / "teacher.run"))
+    assert (tmp_path / "exported/modules.json").exists()
     sweep = {p.name for p in (tmp_path / "outputs/distill").glob("sweep_*/*") if p.is_dir()}
     assert sweep == {f"loss={loss},seed={s}" for loss in ("adr_mse", "ranknet") for s in (1, 2, 3)}
 

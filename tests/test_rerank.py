@@ -171,9 +171,30 @@ def test_the_command_writes_the_run_of_the_class(output, command, student, files
         assert np.array_equal(found[query_id].scores.astype(np.float32), expected[query_id].scores)
 
 
+def test_the_command_scores_long_passages_by_windows(command, student, files):
+    given = [f"model.path={student}", *files, "precision=fp32", "model.doc_length=4"]
+    for output, options in (("cut.run", []), ("best.run", ["long=maxp", "stride=1"])):
+        result = command("rerank", *given, f"output={output}", *options)
+        assert result.status == 0, result.err
+        assert "3 of 3 passages are longer than the 4 tokens that the student reads" in result.out
+    cut, best = Run.read("cut.run"), Run.read("best.run")
+    reranker = Reranker.from_pretrained(
+        student, precision="fp32", doc_length=4, long="maxp", stride=1
+    )
+    for query_id, ranked in best.items():
+        scores = dict(zip(ranked.doc_ids, ranked.scores, strict=True))
+        of_cut = dict(zip(cut[query_id].doc_ids, cut[query_id].scores, strict=True))
+        assert all(scores[doc_id] >= of_cut[doc_id] for doc_id in DOCS)
+        expected = reranker.score(QUERIES[query_id], [DOCS[doc_id] for doc_id in ranked.doc_ids])
+        assert ranked.scores == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["output=o.run", "long=all"], "long=all is not one of truncate, maxp"),
+        (["output=o.run", "stride=2"], "stride=2 is for long=maxp"),
+        (["output=o.run", "long=maxp", "stride=300"], "stride=300 is above doc_length=256"),
         (["run=null", "output=o.run"], "run is not set; add run=FILE"),
         (["output=null"], "output is not set; add output=FILE"),
         (["output=/dev/null/o.run"], "/dev/null/o.run: cannot be written"),

@@ -5,6 +5,7 @@ import math
 import re
 import resource
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,7 +86,13 @@ def test_a_training_writes_its_output_folder_and_prints_the_closing_table(train,
     assert last == {"step": 5, "summary": summary}
     best = {"value": lines[-1]["validation/ndcg@10"], "step": 5}
     assert summary["best_validation"] == best
-    assert (summary["metric"], summary["measured_on"]) == ("ndcg@10", "test")
+    assert (summary["metric"], summary["measured_on"], summary["queries"]) == (
+        "ndcg@10",
+        "test",
+        56,
+    )
+    assert list(summary["p_values"]) == ["bm25", "teacher", "student before"]
+    assert all(0 <= p <= 1 for p in summary["p_values"].values())
     for name, value in summary["means"].items():
         assert re.search(rf"^{name} +{value:.4f}$", result.out, re.MULTILINE)
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
@@ -93,6 +100,40 @@ def test_a_training_writes_its_output_folder_and_prints_the_closing_table(train,
     assert rows[-4:] == ["bm25", "teacher", "student before", "student after"]
     assert list(summary["means"]) == rows[-4:]
     assert len(Run.read(out / "after.run")) == len(Run.read(out / "before.run")) == 56
+
+
+def test_every_student_has_a_card_which_resuming_does_not_change(train, tmp_path):
+    card = tmp_path / "out/checkpoint/README.md"
+    options = (
+        "card.license=mit", "data.validation.run=null", "data.test.depth=3",
+        f"data.test.run={PACKAGE}/mini/test/bm25.run", "optim.schedule=constant", "optim.warmup=0",
+    )  # fmt: skip
+    assert train(*options).status == 0
+    text = card.read_text("utf-8")
+    assert "license: mit\n" in text
+    assert "| mini/train/teacher.run |" in text
+    assert "| student after |" in text
+    assert str(tmp_path) not in text
+    shutil.rmtree(tmp_path / "out")
+    assert train(*options, "max_steps=4").status == 0
+    assert card.read_text("utf-8") != text
+    assert train(*options).status == 0  # one step more
+    assert card.read_text("utf-8") == text
+
+
+def test_a_new_student_does_not_keep_the_card_of_the_old_one(train, tmp_path):
+    assert train().status == 0
+    assert (
+        train(
+            "max_steps=9",
+            "optim.learning_rate=1e30",
+            "resume=never",
+            "validation.every=1",
+            "optim.schedule=constant",
+        ).status
+        != 0
+    )  # saves a student, then diverges
+    assert not (tmp_path / "out/checkpoint/README.md").exists()
 
 
 def test_the_summary_has_the_best_validation_not_the_last(train, tmp_path, monkeypatch):
@@ -117,7 +158,8 @@ def test_a_resumed_training_leaves_one_summary(train, tmp_path):
 def test_a_training_without_validation_has_a_summary(train, tmp_path):
     assert train("data.validation.run=null").status == 0
     summary = json.loads((tmp_path / "out/summary.json").read_text())
-    assert summary == {"step": 5, "metric": "ndcg@10"}
+    assert summary.keys() == {"step", "trained_on", "metric"}
+    assert summary["trained_on"]["digest"] in (tmp_path / "out/checkpoint/README.md").read_text()
 
 
 def test_judged_queries_outside_the_run_do_not_change_the_metric(train, tmp_path):
@@ -257,6 +299,40 @@ def test_other_lists_in_a_file_of_the_same_name_are_a_different_training(train, 
     assert "from step 5" in train(*options).out
     Run.read(teacher).truncate(15).write("t.run")
     assert "holds a training with data.train.run's lists" in train(*options).err
+
+
+@pytest.mark.parametrize(
+    ("options", "is_different"),
+    [
+        ([], False),
+        (["data.train.targets=score", "loss=kl"], True),
+        (["data.train.sampling=stratified_scores"], True),
+    ],
+)
+def test_other_scores_are_a_different_training_if_they_count(options, is_different, train):
+    teacher = Run.read(PACKAGE / "mini/train/teacher.run")
+    teacher.write("t.run")
+    options = ["max_steps=1", "data.train.run=t.run", *options]
+    assert train(*options).status == 0
+    Run.from_scores(
+        {q: dict(zip(of.doc_ids, of.scores * 2, strict=True)) for q, of in teacher.items()}
+    ).write("t.run")
+    result = train(*options)
+    assert ("holds a training with data.train.run's lists" in result.err) == is_different
+    assert (result.status != 0) == is_different
+
+
+def test_other_judgements_are_a_different_training(train):
+    judged = next((PACKAGE / "mini/train").glob("qrels*"))
+    Path("q.txt").write_text(judged.read_text())
+    options = ["max_steps=1", "data.train.qrels=q.txt", "loss=mixed"]
+    assert train(*options).status == 0
+    assert train(*options).status == 0
+    lines = Path("q.txt").read_text().splitlines()
+    Path("q.txt").write_text("\n".join(lines[::-1]) + "\n")
+    assert train(*options).status == 0
+    Path("q.txt").write_text("\n".join(lines[1:]) + "\n")
+    assert "holds a training with data.train.qrels' judgements" in train(*options).err
 
 
 def test_the_student_of_a_different_training_is_not_replaced(train, tmp_path):
@@ -561,7 +637,7 @@ def test_wandb_offline_needs_no_account(train, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["loss=focal"], "Could not find 'loss/focal'"),
+        (["loss=focal"], "loss=focal is not one of adr_mse, "),
         (["data.train.targets=ranks"], "targets=ranks is not one of rank, score, relevance"),
         (["data.train.list_size=21"], "list_size=21 is above the longest ranked list"),
         (["data.train.sampling=best"], "sampling=best is not one of"),

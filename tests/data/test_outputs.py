@@ -3,9 +3,10 @@
 import errno
 import os
 
+import filelock
 import pytest
 
-from rankdistillm.data.outputs import check_output, keep_apart, unwritable, writable_folder
+from rankdistillm.data.outputs import check_output, keep_apart, locked, unwritable, writable_folder
 from rankdistillm.errors import InputError
 
 
@@ -26,6 +27,19 @@ def test_a_created_folder_stays_only_if_it_is_used(tmp_path):
     assert (tmp_path / "a/b/file").exists()
     with pytest.raises(InputError, match="cannot be written"):
         check_output(tmp_path / "a/b/file/x", "x")
+
+
+def test_a_folder_is_locked_where_there_are_locks(tmp_path, monkeypatch):
+    refused = pytest.raises(InputError, match="another process writes there")
+    with locked(tmp_path), refused, locked(tmp_path):
+        pass
+
+    def acquire(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    with locked(tmp_path), locked(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

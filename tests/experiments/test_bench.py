@@ -4,9 +4,10 @@ import argparse
 import json
 import sys
 
+import numpy as np
 import pytest
 
-from experiments.bench import device_rate, peers, retrieve, startup
+from experiments.bench import backends, device_rate, peers, retrieve, startup
 from experiments.bench.generated import collection
 from rankdistillm.data.texts import read_texts
 from rankdistillm.model.formats.files import PACKAGED, locate
@@ -70,6 +71,25 @@ def test_sides_are_asked_in_turn_and_a_peer_that_fails_is_left_out(tmp_path, cap
     assert [len(rates["0.1"][name]) for name in (peers.OURS, "peer")] == [2, 2]
     assert out.count("| peer | ") == 3  # the two tables of dropout, and ours beside the peer's
     assert list(json.loads((tmp_path / "peers-rerank.json").read_text())["0.0"]) == [peers.OURS]
+
+
+def test_the_backends_are_compared_with_ours_round_by_round():
+    rates = {
+        ("rankdistillm", "fp32"): [8.0, 30.0, 12.0],
+        ("rankdistillm", "bf16"): [16.0, 30.0, 48.0],
+        ("OpenVINO", "fp32"): [4.0, 5.0, 6.0],
+    }
+    exact = np.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    scores = np.array([[3.5, 2.0, 1.0], [3.0, 1.0, 2.0]])  # a third of the second list's pairs
+    same = backends.agreement(exact, exact)
+    assert same == "0 | 1.000"
+    agreements = dict.fromkeys(rates, same)
+    agreements["OpenVINO", "fp32"] = backends.agreement(scores, exact)
+    *_, bf16, peer = backends.table(rates, agreements).splitlines()
+    ratios = "0.50x (0.25-1.00) | 1.00x (1.00-1.00)"
+    assert bf16 == f"| rankdistillm, bf16 | 30.0 | 16.0-48.0 | {ratios} | 0 | 1.000 |"
+    ratios = "2.00x (2.00-6.00) | 6.00x (4.00-8.00)"
+    assert peer == f"| OpenVINO, fp32 | 5.0 | 4.0-6.0 | {ratios} | 1 | 0.667 |"
 
 
 def test_generated_passages_have_the_lengths_of_ms_marco():

@@ -12,6 +12,7 @@ from rankdistillm.data.qrels import read_qrels
 from rankdistillm.data.runs import Run
 from rankdistillm.data.texts import read_texts
 from rankdistillm.model.cross_encoder import CrossEncoder
+from tests.helpers import FORKED_COMMANDS
 
 MINI = PACKAGE / "mini"
 # A data set that every command finds by its id.
@@ -45,7 +46,7 @@ def test_one_command_gives_one_table(process, tiny_bert, tmp_path):
     files = {name: str(tmp_path / f"own/{name}.tsv") for name in ("docs", "queries")}
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(
-        SITE.format(**files, qrels=str(tmp_path / "own/qrels.txt"))
+        FORKED_COMMANDS + SITE.format(**files, qrels=str(tmp_path / "own/qrels.txt"))
     )
     CrossEncoder.from_pretrained(tiny_bert).save_pretrained(tmp_path / "student one")
     arguments = ["-m", "experiments.breadth.run", "work", "--depth", "4"]

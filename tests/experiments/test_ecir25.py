@@ -10,7 +10,7 @@ from rankdistillm.data import catalogue
 from rankdistillm.data.runs import Run
 from rankdistillm.data.texts import read_texts
 from rankdistillm.model.cross_encoder import CrossEncoder
-from tests.helpers import write_parquet
+from tests.helpers import FORKED_COMMANDS, write_parquet
 from tests.hub import serving, with_checksums
 
 ROOT = PACKAGE.parent
@@ -55,7 +55,7 @@ def study(tmp_path, process, tiny_models):
     site = tmp_path / "site"
     site.mkdir()
     published = {key: tuple(file) for key, file in with_checksums(files).items()}
-    (site / "sitecustomize.py").write_text(SITE.format(published=published))
+    (site / "sitecustomize.py").write_text(FORKED_COMMANDS + SITE.format(published=published))
     overrides = [
         f"model.path={tiny_models('electra')}",
         "precision=fp32",
@@ -217,6 +217,7 @@ def test_tirex_from_runs_to_the_table(process, tiny_models, tmp_path):
     student.mkdir()
     CrossEncoder.from_pretrained(tiny_models("bert")).save_pretrained(student)
     qrels = MINI / "test/qrels.txt"
+    (tmp_path / "sitecustomize.py").write_text(FORKED_COMMANDS)
     result = process(
         "-m",
         "experiments.ecir25.tirex",
@@ -226,6 +227,7 @@ def test_tirex_from_runs_to_the_table(process, tiny_models, tmp_path):
         f"--qrels=vaswani={qrels}",
         f"--qrels=medline/2004/trec-genomics-2004={qrels}",
         cwd=ROOT,
+        PYTHONPATH=f"{tmp_path}:{ROOT}",
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "cranfield: no run in" in result.stdout

@@ -10,6 +10,7 @@ from rankdistillm.data.qrels import read_qrels
 from rankdistillm.data.runs import Run
 from rankdistillm.errors import InputError
 from tests.endpoint import completion, serving
+from tests.helpers import FORKED_COMMANDS
 
 STEPS = ["max_steps=1", "queries_per_step=2", "data.train.list_size=4"]
 
@@ -42,10 +43,12 @@ def test_one_command_from_texts_to_a_table(process, tiny_bert, tmp_path):
         line = ["-m", "experiments.own_collection.run", "work", "--docs", "my docs.tsv"]
         line += ["--teacher", "teacher.model=m", f"teacher.base_url={endpoint.url}", "--depth", "5"]
         line += ["--generate", "num_passages=12", "--train", f"model.path={tiny_bert}", *STEPS]
-        result = process(*line, cwd=tmp_path, PYTHONPATH=str(PACKAGE.parent))
+        (tmp_path / "sitecustomize.py").write_text(FORKED_COMMANDS)
+        path = f"{tmp_path}:{PACKAGE.parent}"
+        result = process(*line, cwd=tmp_path, PYTHONPATH=path)
         assert result.returncode == 0, result.stderr
         asked = sum(endpoint.asked.values())
-        again = process(*line, cwd=tmp_path, PYTHONPATH=str(PACKAGE.parent))
+        again = process(*line, cwd=tmp_path, PYTHONPATH=path)
         assert again.returncode == 0, again.stderr
         assert sum(endpoint.asked.values()) == asked
     steps = re.findall(r"^python -m rankdistillm\.(\w+)", again.stdout, re.M)
