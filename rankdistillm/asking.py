@@ -13,7 +13,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rankdistillm.cli import CONFIGS
+from rankdistillm.cli import CONFIGS, leaves
 from rankdistillm.data.outputs import check_output, keep_apart
 from rankdistillm.errors import InputError, quoted
 from rankdistillm.teachers.backends import Backend, ScoringBackend
@@ -35,7 +35,7 @@ def check_teacher(config: DictConfig) -> None:
     """Raises `InputError` for an option of the teacher that is not set or holds a secret."""
     if missing := sorted(OmegaConf.missing_keys(config.teacher)):
         raise InputError(f"{missing[0]} is not set; add {missing[0]}=… to the command line")
-    for name, value in _leaves(OmegaConf.to_container(config.teacher)):
+    for name, value in leaves(OmegaConf.to_container(config.teacher)):
         if SECRET.search(name):
             raise InputError(
                 f"teacher.{name} looks like a secret; keys are read from the environment, from "
@@ -105,7 +105,7 @@ def files_of_teacher(config: DictConfig) -> Iterator[tuple[str, str | Path]]:
     """Pairs (``name=value``, path) of what the teacher may read."""
     if (prompt := prompt_file(config)) is not None:
         yield f"prompt={config.prompt}", prompt
-    for name, value in _leaves(OmegaConf.to_container(config.teacher)):
+    for name, value in leaves(OmegaConf.to_container(config.teacher)):
         if isinstance(value, str) and os.path.exists(value):
             yield f"teacher.{name}={value}", value
 
@@ -170,15 +170,3 @@ def say_missing(report: Report, total: int, what: str) -> str:
     reasons = [f"{quoted(i)} ({why})" for i, why in list(report.failed.items())[:MOST_NAMED]]
     more = ", …" if len(report.failed) > MOST_NAMED else ""
     return f"{len(report.failed)} of {total} {what}: {', '.join(reasons)}{more}"
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of all options below ``tree``."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _leaves(value, prefix)
-    else:
-        yield prefix, tree

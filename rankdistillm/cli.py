@@ -75,7 +75,7 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     except USER_ERRORS as error:
         if wants_traceback:
             raise
-        errors.append(explain_unknown(_one_line(error), _option_names(config_name)))
+        errors.append(explain_unknown(_one_line(error), lambda: _option_names(config_name)))
     except KeyboardInterrupt:  # the loop of a training handles Ctrl-C itself, with a checkpoint
         if wants_traceback:
             raise
@@ -191,21 +191,28 @@ def _option_names(command: str) -> set[str]:
     """The dotted names of a command's options, whatever its groups are set to."""
     config: Any = OmegaConf.load(CONFIGS / f"{command}.yaml")
     groups = [str(g) for entry in config.pop("defaults") if OmegaConf.is_dict(entry) for g in entry]
-    names = {*_leaves(config), *groups}
+    names = {*(name for name, _ in leaves(OmegaConf.to_container(config))), *groups}
     for group in groups:
         for file in (CONFIGS / group).rglob("*.yaml"):
             is_of_all = "# @package _global_" in file.read_text("utf-8")
-            names |= {*_leaves(OmegaConf.load(file), "" if is_of_all else f"{group}.")}
+            options = OmegaConf.to_container(OmegaConf.load(file))
+            names |= {name for name, _ in leaves(options, "" if is_of_all else group)}
     return names
 
 
-def _leaves(config: Any, prefix: str = "") -> Iterator[str]:
-    for name in config:
-        child = config._get_node(name)
-        if OmegaConf.is_dict(child) and not child._is_none() and len(child):
-            yield from _leaves(child, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of all options below ``tree``, made of dicts and lists.
+
+    The values of a list share its name. An empty dict or list is a value.
+    """
+    if isinstance(tree, dict) and (tree or not prefix):
+        for key, value in tree.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(tree, list) and tree:
+        for value in tree:
+            yield from leaves(value, prefix)
+    else:
+        yield prefix, tree
 
 
 def _sets_options_of_all(file: str) -> bool:

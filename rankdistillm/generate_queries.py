@@ -143,7 +143,7 @@ def _write(
 
 
 def _filter(config: DictConfig) -> Filter:
-    """What keeps the queries (by doc_id) whose search finds their passage.
+    """Make the filter that keeps the queries (by doc_id) whose search finds their passage.
 
     All that can fail is loaded at once, before anything is asked.
     """

@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -49,10 +49,10 @@ def check_overrides(arguments: Sequence[str]) -> None:
     os.environ[SWEPT] = "\n".join(swept)
 
 
-def explain_unknown(message: str, known: Iterable[str]) -> str:
+def explain_unknown(message: str, known: Callable[[], Iterable[str]]) -> str:
     """Hydra's message about an option or choice that does not exist, with the one that was meant.
 
-    ``known`` are the options. Other messages stay as they are.
+    ``known`` lists the options, which takes reading all configs. Other messages stay as they are.
     """
     if found := re.search(r"In '(\w+)/(\w+)': Could not override '(\w+)'", message):
         group, choice, missing = found.groups()
@@ -65,7 +65,7 @@ def explain_unknown(message: str, known: Iterable[str]) -> str:
         names = choices.split()
         return f"{group}={given} is not one of {', '.join(names)}{_meant(given, names)}"
     if (found := re.search(r"Could not override '([^']+)'", message)) and "To append" in message:
-        return f"no option {found[1]}{_meant(found[1], known)} (--help lists all)"
+        return f"no option {found[1]}{_meant(found[1], known())} (--help lists all)"
     return message
 
 

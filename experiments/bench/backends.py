@@ -81,7 +81,7 @@ def write_forms(student: str, work: Path, pythons: dict[str, str], calibration: 
 
 
 def settings_of(form: Form, work: Path, threads: int, batch_size: int) -> dict[str, Any]:
-    """What `backend_forms.load` takes."""
+    """The arguments of `backend_forms.load`."""
     backend, folder, name = PEERS[form]
     return {
         "model": str(work / folder),

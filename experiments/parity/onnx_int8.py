@@ -1,4 +1,4 @@
-"""What int8 in ONNX Runtime changes in a student's ranking, and the time it takes on one core.
+"""The effect of int8 in ONNX Runtime on a student's ranking and on its time on one core.
 
     OMP_NUM_THREADS=1 python -m experiments.parity.onnx_int8 COLLECTION STUDENT WORK
 

@@ -27,11 +27,10 @@ CARD = "README.md"
 NOTE = (
     "<!-- Written by rankdistillm and replaced with the student; without this line it is kept. -->"
 )
-PLACE = "FOLDER_OR_HUB_ID"
 SOURCE = "https://github.com/rankdistillm/rankdistillm"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 MOST_STAGES = 10
-# What reading a file that somebody else wrote may raise.
+# The errors that reading a file of somebody else may raise.
 UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, YAMLError,
     OmegaConfBaseException,
@@ -40,39 +39,39 @@ UNREADABLE = (
 TRANSFORMERS = """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained("{place}")
-    model = AutoModelForSequenceClassification.from_pretrained("{place}").eval()
+    tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_HUB_ID")
+    model = AutoModelForSequenceClassification.from_pretrained("FOLDER_OR_HUB_ID").eval()
     pair = tokenizer("why do tides turn", "The tide follows the Moon.", return_tensors="pt")
     model(**pair).logits
     """
 SENTENCE_TRANSFORMERS = """
     from sentence_transformers import CrossEncoder
 
-    model = CrossEncoder("{place}")
+    model = CrossEncoder("FOLDER_OR_HUB_ID")
     model.rank("why do tides turn", ["The tide follows the Moon.", "Bread rises by yeast."])
     """
 ONNX = """
     from sentence_transformers import CrossEncoder
 
-    model = CrossEncoder("{place}", backend="onnx")
+    model = CrossEncoder("FOLDER_OR_HUB_ID", backend="onnx")
     model.rank("why do tides turn", ["The tide follows the Moon.", "Bread rises by yeast."])
     """
 LIGHTNING_IR = """
     from lightning_ir import CrossEncoderModule
 
-    model = CrossEncoderModule("{place}")
+    model = CrossEncoderModule("FOLDER_OR_HUB_ID")
     model.score("why do tides turn", ["The tide follows the Moon.", "Bread rises by yeast."])
     """
 RANKDISTILLM = """
     from rankdistillm import Reranker
 
-    reranker = Reranker.from_pretrained("{place}")
+    reranker = Reranker.from_pretrained("FOLDER_OR_HUB_ID")
     reranker.rank("why do tides turn", ["The tide follows the Moon.", "Bread rises by yeast."])
     """
 PYTERRIER = """
     from rankdistillm.pyterrier import Reranker
 
-    pipeline = bm25 >> Reranker("{place}")  # bm25: any retriever whose results have texts
+    pipeline = bm25 >> Reranker("FOLDER_OR_HUB_ID")  # bm25: any retriever whose results have texts
     """
 
 HERE = {"rankdistillm": RANKDISTILLM, "PyTerrier": PYTERRIER}
@@ -131,7 +130,7 @@ def carry_card(
 
 
 def read_card(folder: str | Path) -> dict[str, Any] | None:
-    """What the card in ``folder`` says about the training; None without a card of rankdistillm."""
+    """Read the record of the training from the card in ``folder``; None if it is not ours."""
     from huggingface_hub.repocard import metadata_load
 
     try:
@@ -323,8 +322,7 @@ def _metadata(record: Mapping[str, Any], name: str, start: str, uses: Mapping[st
 
 
 def _use(library: str, code: str) -> str:
-    lines = textwrap.dedent(code).strip().replace("{place}", PLACE)
-    return f"With {library}:\n\n```python\n{lines}\n```"
+    return f"With {library}:\n\n```python\n{textwrap.dedent(code).strip()}\n```"
 
 
 ROWS = {

@@ -180,7 +180,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-# What each format is for. lightning-ir needs transformers 4, so it is never installed beside us.
+# The software that each format is for. lightning-ir needs transformers 4, so it is never installed
+# beside us.
 SOFTWARE: dict[str, list[tuple[str, Callable[[Path], Score]]]] = {
     "encoder": [("rankdistillm", _rankdistillm)],
     "mono": [("rankdistillm", _rankdistillm)],

@@ -37,7 +37,7 @@ FILLER = 64
 
 
 class _PooledEncoder(nn.Module):
-    """What `MonoNetwork` and `ModularNetwork` share: an encoder and the pooling of its states.
+    """An encoder and the pooling of its states: the base of `MonoNetwork` and `ModularNetwork`.
 
     ``poolings`` are concatenated.
     """

@@ -55,7 +55,7 @@ class Prices:
             raise InputError("prices: give those of input and output tokens, or neither")
 
     def cost(self, usage: Usage) -> float | None:
-        """What these tokens cost; None if the prices are unknown."""
+        """The price of these tokens; None if the prices are unknown."""
         if self.input is None or self.output is None:
             return None
         return (usage.input_tokens * self.input + usage.output_tokens * self.output) / 1e6
@@ -98,7 +98,7 @@ class Budget:
 
     @property
     def cost(self) -> float | None:
-        """What this process has spent; None if the prices are unknown."""
+        """The money that this process has spent; None if the prices are unknown."""
         return self.prices.cost(self.used)
 
     @contextmanager

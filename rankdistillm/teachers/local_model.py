@@ -50,7 +50,7 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 
 def shown_name(path: str | Path, weights: str) -> str:
-    """What a model is called in messages: its folder's name, or its hub id, and its fingerprint."""
+    """The name for messages: that of the folder, or the hub id, and the fingerprint."""
     return f"{Path(path).resolve().name if Path(path).exists() else path}@{weights}"
 
 

@@ -205,7 +205,7 @@ class OpenAIEndpoint:
         raise error
 
     def _reason(self, error: Any) -> "QueryFailed | ContextTooLong | _Transient":
-        """What an HTTP error means."""
+        """Turn an HTTP error into the error that it means here."""
         status, body = error.status_code, error.body
         said = body.get("message") if isinstance(body, dict) else body
         if not isinstance(said, str) or not said:

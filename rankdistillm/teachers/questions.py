@@ -97,7 +97,7 @@ def _beginning(text: str, length: int) -> str:
 
 @dataclass
 class Query:
-    """What all questions about one query share."""
+    """The state that all questions about one query share."""
 
     text: str
     counted: set[bytes] = field(default_factory=set)  # keys of the answers that are in the report
@@ -241,7 +241,7 @@ class Asker:
         combine: Callable[[Iterable[int]], int],
         ask: Callable[[list[str]], Awaitable[T]],
     ) -> tuple[T, list[str]]:
-        """What ``ask`` returns for the passages, or else for the longest that fit; and these.
+        """Call ``ask`` on the passages, shortened until they fit; return its result and these.
 
         ``combine`` the lengths of the passages: their sum if they are asked about together.
         """

@@ -1,4 +1,4 @@
-"""What asking a teacher took: answers and their tokens, repairs, failures, cost."""
+"""Counts of asking a teacher: answers and their tokens, repairs, failures, cost."""
 
 import logging
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What asking took, as the lines of a table."""
+"""The table of what asking took."""
 
 from collections.abc import Mapping
 

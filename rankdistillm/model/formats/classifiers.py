@@ -132,7 +132,7 @@ def write(network: MonoNetwork | ClassifierNetwork, folder: Path, settings: dict
 
 
 def activation_setting(activation: nn.Module | None) -> dict[str, str]:
-    """What ``sentence_transformers`` in config.json says about the activation of the logits.
+    """Make the entry ``sentence_transformers`` of config.json, which names the activation.
 
     Without it, sentence-transformers and vLLM would apply a sigmoid.
     """

@@ -1,4 +1,4 @@
-"""What the candle backend of text-embeddings-inference (TEI) loads as a BERT re-ranker.
+"""Write a BERT re-ranker for the candle backend of text-embeddings-inference (TEI).
 
 It knows BERT but not ELECTRA, whose layers are the same under another name. It applies
 ``classifier`` to the first token's state if the weights have no ``bert.pooler.dense``: our head,
