@@ -18,6 +18,7 @@ from rankdistillm.data.outputs import check_output, keep_apart
 from rankdistillm.errors import InputError, quoted
 from rankdistillm.teachers.backends import Backend, ScoringBackend
 from rankdistillm.teachers.budget import Budget, Prices
+from rankdistillm.teachers.provenance import provenance_of, windows_of
 from rankdistillm.teachers.questions import AskOptions
 from rankdistillm.teachers.report import Report
 from rankdistillm.teachers.store import AnswerStore
@@ -63,18 +64,15 @@ class Outputs:
     """The files of a command with the output ``config.output``.
 
     ``partial`` holds what is finished if something is missing. `provenance_of` names the file that
-    says how either was made.
+    says how either was made. ``windows`` is written on request only.
     """
 
     def __init__(self, config: DictConfig) -> None:
         self.file = Path(config.output)
         self.partial = self.file.with_name(f"partial.{self.file.name}")
         self.store = Path(config.store or f"{self.file}.answers.sqlite")
+        self.windows = windows_of(self.file)
         self.given = f"output={self.file}"
-
-    @staticmethod
-    def provenance_of(file: Path) -> Path:
-        return Path(f"{file}.json")
 
     def check(self, inputs: Iterator[tuple[str, str | Path]], *others: Path) -> None:
         """Raises `InputError` if a file cannot be written, or is an input or another output."""
@@ -84,7 +82,7 @@ class Outputs:
         files += [
             (f"{file}, written with {self.given},", file)
             for written in (self.file, self.partial)
-            for file in (self.provenance_of(written), *([] if written == self.file else [written]))
+            for file in (provenance_of(written), *([] if written == self.file else [written]))
         ]
         files += [(f"{file}, written with {self.given},", file) for file in others]
         for name, file in files[2:]:
@@ -97,7 +95,7 @@ class Outputs:
 
     def remove_partial(self) -> None:
         """Remove what an earlier command left that could not finish."""
-        for file in (self.partial, self.provenance_of(self.partial)):
+        for file in (self.partial, provenance_of(self.partial)):
             file.unlink(missing_ok=True)
 
 

@@ -27,7 +27,7 @@ from rankdistillm.options import GENERATE, WRITTEN_FOR, check_options, files_rea
 from rankdistillm.retrieval.bm25 import Bm25
 from rankdistillm.teachers.backends import Backend
 from rankdistillm.teachers.prompts import Prompt
-from rankdistillm.teachers.provenance import write_provenance
+from rankdistillm.teachers.provenance import provenance_of, write_provenance
 from rankdistillm.teachers.queries import (
     read_examples,
     rehearse_queries,
@@ -197,7 +197,7 @@ def _write_files(
         "filter": OmegaConf.to_container(config.filter),
     }
     data = {"docs": config.data.docs, "seed": config.seed, **counts}
-    write_provenance(Outputs.provenance_of(file), method=method, data=data, report=report)
+    write_provenance(provenance_of(file), method=method, data=data, report=report)
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -25,16 +27,17 @@ from rankdistillm.data.texts import texts_of_run
 from rankdistillm.errors import InputError
 from rankdistillm.evaluation.agreement import agreement
 from rankdistillm.evaluation.metrics import evaluate_run, prepare_metrics
-from rankdistillm.evaluation.report import format_table
+from rankdistillm.evaluation.tables import metrics_table, print_table
 from rankdistillm.options import ASKED, TEACH, check_options, files_read
 from rankdistillm.teachers.ask import rank_all
 from rankdistillm.teachers.backends import Backend, RecordedTeacher, ScoringBackend
 from rankdistillm.teachers.prompts import Prompt
-from rankdistillm.teachers.provenance import write_provenance
+from rankdistillm.teachers.provenance import provenance_of, write_provenance
 from rankdistillm.teachers.rankings import Ranking
 from rankdistillm.teachers.rehearsal import rehearse
 from rankdistillm.teachers.report import Report, check_readable
 from rankdistillm.teachers.summary import rehearsal, summary
+from rankdistillm.teachers.windows import Record, recording
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +59,8 @@ def teach(config: DictConfig) -> None:
     check_teacher(config)
     budget_of(config)
     outputs = Outputs(config)
-    outputs.check(iter([*files_read(config, ASKED), *files_of_teacher(config)]))
+    written = [outputs.windows] if config.windows else []
+    outputs.check(iter([*files_read(config, ASKED), *files_of_teacher(config)]), *written)
     make_ranking = instantiate_group(config, "ranking")
     try:
         make_ranking([])
@@ -74,33 +78,37 @@ def teach(config: DictConfig) -> None:
     if not isinstance(teacher, Backend | ScoringBackend | RecordedTeacher):
         raise InputError(f"teacher: {config.teacher._target_} makes no teacher; give one that does")
     log.info("%s: %d queries, ranked by %s", config.run, len(candidates), teacher.name)
-    ranked, report = _rank(
-        config, teacher, prompt, outputs, queries, candidates, docs, make_ranking
-    )
-    if ranked is None:
-        print(rehearsal(report))
-        return
-    check_readable(report, teacher.name)
-    method = {
-        "teacher": OmegaConf.to_container(config.teacher, resolve=True),
-        "model": teacher.name,
-        "ranking": OmegaConf.to_container(config.ranking),
-        "prompt": None if prompt is None else {"file": str(file), "sha256": prompt.digest()},
-        "ask": OmegaConf.to_container(config.ask),
-    }
-    file = outputs.partial if report.failed else outputs.file
-    if len(ranked):
-        ranked.write(file, tag="teacher")
-        _write_provenance(config, outputs.provenance_of(file), method, candidates, ranked, report)
-        log.info("wrote %s", file)
-        _print_closing(report, ranked, candidates, qrels)
-    if report.failed:
-        lacking = say_missing(report, len(candidates), "queries have no ranking")
-        rest = f"the others are in {file}; " if len(ranked) else ""
-        raise InputError(
-            f"{lacking}; {rest}run the same "
-            "command again for the missing ones: no answer is asked for twice"
+    wants_windows = config.windows and not config.dry_run
+    with recording(outputs.windows) if wants_windows else nullcontext() as record:
+        ranked, report = _rank(
+            config, teacher, prompt, outputs, queries, candidates, docs, make_ranking, record
         )
+        if ranked is None:
+            print(rehearsal(report))
+            return
+        check_readable(report, teacher.name)
+        method = {
+            "teacher": OmegaConf.to_container(config.teacher, resolve=True),
+            "model": teacher.name,
+            "ranking": OmegaConf.to_container(config.ranking),
+            "prompt": None if prompt is None else {"file": str(file), "sha256": prompt.digest()},
+            "ask": OmegaConf.to_container(config.ask),
+        }
+        file = outputs.partial if report.failed else outputs.file
+        if len(ranked):
+            ranked.write(file, tag="teacher")
+            _write_provenance(config, provenance_of(file), method, candidates, ranked, report)
+            log.info("wrote %s", file)
+            _print_closing(report, ranked, candidates, qrels)
+        if report.failed:
+            lacking = say_missing(report, len(candidates), "queries have no ranking")
+            rest = f"the others are in {file}; " if len(ranked) else ""
+            raise InputError(
+                f"{lacking}; {rest}run the same "
+                "command again for the missing ones: no answer is asked for twice"
+            )
+    if wants_windows:
+        log.info("wrote %s", outputs.windows)
     outputs.remove_partial()
 
 
@@ -113,9 +121,14 @@ def _rank(
     candidates: Run,
     docs: Mapping[str, str],
     make_ranking: Callable[[Sequence[str]], Ranking],
+    record: Record | None,
 ) -> tuple[Run | None, Report]:
     """The teacher's run and a report; no run for a dry run."""
     if isinstance(teacher, RecordedTeacher):
+        if record is not None:
+            raise InputError(
+                f"windows=true: {teacher.name} has ranked already and is not asked; leave it out"
+            )
         started = perf_counter()
         ranked, repairs = teacher.rank(candidates, docs, make_ranking)
         lacking = {q: "the teacher does not know it" for q in candidates if q not in ranked}
@@ -126,7 +139,8 @@ def _rank(
         raise InputError("prompt is not set; add prompt=NAME to the command line")
 
     given = (queries, candidates, docs, make_ranking, prompt, teacher)
-    return ask_all(config, outputs, teacher, rank_all, rehearse, *given)
+    ask = partial(rank_all, record=record)
+    return ask_all(config, outputs, teacher, ask, rehearse, *given)
 
 
 def _judgements(source: str | None, candidates: Run) -> Qrels | None:
@@ -154,6 +168,7 @@ def _write_provenance(
         "queries": config.data.queries,
         "candidates": {"queries": len(candidates), "digest": candidates.digest()},
         "ranked": {"queries": len(ranked), "digest": ranked.digest()},
+        "windows": bool(config.windows),
     }
     write_provenance(about, method=method, data=data, report=report)
 
@@ -165,7 +180,7 @@ def _print_closing(report: Report, ranked: Run, candidates: Run, qrels: Qrels | 
         runs = {"first stage": candidates.select(ranked), "teacher": ranked}
         judged = {query_id: qrels[query_id] for query_id in ranked if query_id in qrels}
         measured = {name: evaluate_run(run, judged, [METRIC]) for name, run in runs.items()}
-        print(format_table(measured, [METRIC]))
+        print_table(metrics_table(measured, [METRIC]))
 
 
 def main() -> None:

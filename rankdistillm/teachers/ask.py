@@ -19,9 +19,10 @@ from rankdistillm.teachers.backends import Backend, QueryFailed, ScoringBackend
 from rankdistillm.teachers.budget import Budget, BudgetSpent
 from rankdistillm.teachers.prompts import Prompt
 from rankdistillm.teachers.questions import Asker, AskOptions, Query
-from rankdistillm.teachers.rankings import Question, Ranking, Reply
+from rankdistillm.teachers.rankings import Question, Ranking
 from rankdistillm.teachers.report import Report
 from rankdistillm.teachers.store import AnswerStore, ReadOnlyStore
+from rankdistillm.teachers.windows import Record, Window
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ async def rank_all(
     concurrency: int = 32,
     options: AskOptions | None = None,
     progress: bool = True,
+    record: Record | None = None,
 ) -> tuple[Run, Report]:
     """Rank the candidates of every query; returns the complete rankings and the `Report`.
 
@@ -54,10 +56,12 @@ async def rank_all(
     the store cannot complete are in ``report.failed`` as well.
 
     Args:
-        queries, docs: the texts by id.
+        queries: query_id -> text.
         candidates: the first-stage run.
+        docs: doc_id -> text.
         make_ranking: from doc_ids, best first, to a ranking (`rankdistillm.teachers.rankings`).
         prompt: None for a `ScoringBackend`, which has its own.
+        record: called with the windows of each query that is ranked, once it is.
 
     Raises `InputError` before the first question if a query or candidate has no text.
     """
@@ -75,12 +79,16 @@ async def rank_all(
         query_id, start = query
         doc_ids = candidates[query_id].doc_ids
         try:
-            found = await _rank(asker, Query(queries[query_id]), doc_ids, docs, make_ranking)
+            found, windows = await _rank(
+                asker, Query(queries[query_id]), doc_ids, docs, make_ranking
+            )
         except (QueryFailed, BudgetSpent) as error:
             asker.record_failure(query_id, error)
         else:
             scores[start : start + len(doc_ids)] = found
             complete.add(query_id)
+            if record is not None:
+                record(query_id, windows)
         bar.update()
         bar.set_postfix(questions=asker.report.calls + asker.report.cache_hits, refresh=False)
 
@@ -128,32 +136,34 @@ async def _rank(
     doc_ids: Sequence[str],
     docs: Mapping[str, str],
     make_ranking: Callable[[Sequence[str]], Ranking],
-) -> np.ndarray:
-    """Scores ``[len(doc_ids)]`` of a query's candidates."""
-    own_scores: dict[str, float] = {}
+) -> tuple[np.ndarray, list[Window]]:
+    """Scores ``[len(doc_ids)]`` of a query's candidates, and all windows in their order."""
+    windows: list[Window] = []
     ranking = make_ranking(doc_ids)
     try:
         questions = next(ranking)
         while True:
-            replies = await _replies(asker, query, questions, docs)
-            for question, reply in zip(questions, replies, strict=True):
-                if question.kind == "score":
-                    own_scores[question.doc_ids[0]] = float(reply)  # type: ignore[arg-type]
-            questions = ranking.send(replies)
+            answered = await _answer(asker, query, questions, docs)
+            windows += answered
+            questions = ranking.send([window.reply for window in answered])
     except StopIteration as finished:
         order: list[str] = finished.value
     finally:
         ranking.close()
-    if own_scores.keys() == set(doc_ids) and all(map(math.isfinite, own_scores.values())):
-        return np.array([own_scores[doc_id] for doc_id in doc_ids])
-    below = {doc_id: len(order) - rank for rank, doc_id in enumerate(order, 1)}
-    return np.array([below[doc_id] for doc_id in doc_ids], dtype=np.float64)
+    own_scores = {
+        question.doc_ids[0]: reply
+        for question, reply, _ in windows
+        if question.kind == "score" and not isinstance(reply, tuple)
+    }
+    if own_scores.keys() != set(doc_ids) or not all(map(math.isfinite, own_scores.values())):
+        own_scores = {doc_id: len(order) - rank for rank, doc_id in enumerate(order, 1)}
+    return np.array([own_scores[doc_id] for doc_id in doc_ids], dtype=np.float64), windows
 
 
-async def _replies(
+async def _answer(
     asker: Asker, query: Query, questions: Sequence[Question], docs: Mapping[str, str]
-) -> list[Reply]:
-    """The replies to independent questions, in their order."""
+) -> list[Window]:
+    """Independent questions with their replies, in their order."""
     backend, prompt = asker.backend, asker.prompt
     kind = prompt.kind if isinstance(backend, Backend) and prompt else "score"
     if wrong := next((q.kind for q in questions if q.kind != kind), None):
@@ -162,13 +172,14 @@ async def _replies(
             f"needs {wrong}; choose another ranking, or another prompt"
         )
     if not isinstance(backend, Backend):
-        return list(await asker.scores(query, [docs[q.doc_ids[0]] for q in questions]))
+        scores = await asker.scores(query, [docs[q.doc_ids[0]] for q in questions])
+        return [Window(q, score, ()) for q, score in zip(questions, scores, strict=True)]
     tasks = [
         asyncio.ensure_future(asker.reply(query, [docs[d] for d in question.doc_ids]))
         for question in questions
     ]
     try:
-        return list(await asyncio.gather(*tasks))
+        replies = await asyncio.gather(*tasks)
     except (QueryFailed, BudgetSpent):
         # Requests under way are paid for: wait for and store their answers. Send no others.
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -176,3 +187,7 @@ async def _replies(
     finally:
         for task in tasks:
             task.cancel()
+    return [
+        Window(question, reply, tuple(sorted(repairs)))
+        for question, (reply, repairs) in zip(questions, replies, strict=True)
+    ]

@@ -23,12 +23,13 @@ class CrossEncoderTeacher:
         self.reranker = reranker
         self.identity = fingerprint(reranker.model.state_dict())
         self.name = shown_name(path, self.identity)
-        template = reranker.model
+        model = reranker.model
         # Only where they matter, so that answers from before these options keep their keys.
         windows = {"long": reranker.long, "stride": reranker.stride}
         self.options: Mapping[str, Any] = {
-            "query_length": template.query_length,
-            "doc_length": template.doc_length,
+            "query_length": model.query_length,
+            "doc_length": model.doc_length,
+            "dtype": str(model.autocast_dtype).removeprefix("torch."),
             **(windows if reranker.long == "maxp" else {}),
         }
 

@@ -1,6 +1,7 @@
 """A language model in this process that answers chat messages, many at once."""
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any
 from rankdistillm.errors import check_count
 from rankdistillm.teachers.backends import Completion, Messages, QueryFailed
 from rankdistillm.teachers.local_model import LanguageModel
+
+log = logging.getLogger(__name__)
 
 # How long a batch waits for other questions, which come back from the store in the meantime.
 SECONDS = 0.005
@@ -37,6 +40,7 @@ class LocalChat:
         self.options: Mapping[str, Any] = model.options
         self._waiting: deque[_Waiting] = deque()
         self._worker: asyncio.Task[None] | None = None
+        self._has_begun = False
 
     async def complete(
         self,
@@ -74,6 +78,14 @@ class LocalChat:
             batch = self._next_batch()
             if not batch:
                 continue
+            if not self._has_begun:
+                self._has_begun = True
+                log.info(
+                    "%s answers its first %d questions on %s, all at once; progress follows",
+                    self.name,
+                    len(batch),
+                    self.model.device,
+                )
             prompts, options = [waiting.prompt for waiting in batch], batch[0].options
             try:
                 made = await asyncio.to_thread(self.model.generate, prompts, **options)

@@ -231,14 +231,10 @@ def _read(path: Path) -> str:
 
 def _compile(path: Path, source: str) -> tuple["jinja2.Template", Reading, int | None]:
     """The template, and the values of ``answer`` and ``max_tokens`` in it."""
-    try:
-        import jinja2
-        from jinja2 import nodes
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise InputError(
-            f"{path}: prompts need jinja2; pip install 'rankdistillm[teach]'"
-        ) from error
+    import jinja2  # imported late, as in `Prompt.messages`
+    from jinja2 import nodes
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
     environment = ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

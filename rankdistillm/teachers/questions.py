@@ -152,8 +152,8 @@ class Asker:
         if self._failures >= self._most_failures and self.report.stopped is None:
             self.report.stopped = f"{self._failures} queries in a row failed: {error}"
 
-    async def reply(self, query: Query, texts: Sequence[str]) -> Reply:
-        """The reply of a `Backend` to a question about these passages."""
+    async def reply(self, query: Query, texts: Sequence[str]) -> tuple[Reply, frozenset[str]]:
+        """The reply of a `Backend` to a question about these passages, and what was repaired."""
         try:
             completion = await self.completion(query, texts)
         except (QueryFailed, BudgetSpent) as error:
@@ -290,8 +290,8 @@ class Asker:
         if self.report.stopped is not None:
             raise BudgetSpent(self.report.stopped)
 
-    def _read_reply(self, completion: Completion, size: int) -> Reply:
-        """The reply that a completion gives to a question; repairs are counted."""
+    def _read_reply(self, completion: Completion, size: int) -> tuple[Reply, frozenset[str]]:
+        """The reply that a completion gives to a question, and the repairs, which are counted."""
         assert self.prompt is not None
         how = self.prompt.answer
         logprobs = (completion.top_logprobs or [{}])[0]
@@ -308,7 +308,7 @@ class Asker:
         self.report.repairs.update(repairs)
         self.report.read += 1
         self.report.unreadable += not repairs.isdisjoint(UNREADABLE)
-        return reply
+        return reply, repairs
 
 
 def _bytes(text: str) -> int:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,7 +78,7 @@ class AnswerStore:
     def _prepare(self) -> None:
         database = self._database
         self._check()  # before anything is changed in a file that may be somebody else's
-        database.execute("PRAGMA journal_mode = WAL")
+        self._use_write_ahead_log()
         # The log survives the process in any case; waiting for the disk would guard against a
         # power failure only.
         database.execute("PRAGMA synchronous = NORMAL")
@@ -89,10 +90,27 @@ class AnswerStore:
         database.execute(f"PRAGMA user_version = {VERSION}")
         database.execute("COMMIT")
 
+    def _use_write_ahead_log(self) -> None:
+        """Switch the file to a write-ahead log, which it keeps from then on.
+
+        SQLite refuses the switch at once, whatever the timeout, while another process uses the
+        file, which happens where several make it together.
+        """
+        deadline = time.monotonic() + SECONDS
+        while True:
+            try:
+                self._database.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
+
     def _check(self) -> int:
         """The version of the file; 0 for a new one."""
-        version = self._database.execute("PRAGMA user_version").fetchone()[0]
+        # In this order: another process that makes the table sets the version together with it.
         tables = self._database.execute("SELECT name FROM sqlite_master").fetchall()
+        version = self._database.execute("PRAGMA user_version").fetchone()[0]
         if version not in (1, VERSION) and (version or tables):
             raise InputError(f"{self.path}: not a store of answers; give another file")
         return int(version)

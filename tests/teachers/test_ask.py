@@ -367,7 +367,7 @@ ask_endpoint(Path(sys.argv[1]), sys.argv[2], "killed")
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_moments(tmp_path):
+def test_killed_at_eight_moments(tmp_path):
     """Nothing that was stored is asked again, and the result is that of an undisturbed run."""
     with serving(troubled) as endpoint:
         whole, expected = ask_endpoint(tmp_path, endpoint.url, "whole")
@@ -380,7 +380,7 @@ def test_killed_at_twenty_moments(tmp_path):
         return reply
 
     with serving(slowly) as endpoint:
-        for _ in range(20):
+        for _ in range(8):
             asked = endpoint.asked.total()
             process = subprocess.Popen(
                 [sys.executable, "-W", "error", "-c", KILLED, str(tmp_path), endpoint.url],
@@ -401,4 +401,4 @@ def test_killed_at_twenty_moments(tmp_path):
     assert report.calls + report.cache_hits == expected.calls
     assert (report.repairs, report.shortened) == (expected.repairs, expected.shortened)
     # What was under way when the process was killed is asked again: at most six questions a time.
-    assert endpoint.answered.total() <= expected.calls + 20 * 6
+    assert endpoint.answered.total() <= expected.calls + 8 * 6

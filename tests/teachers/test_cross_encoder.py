@@ -27,12 +27,14 @@ def test_scores_are_those_of_the_reranker(tmp_path):
 def test_identity_and_options_change_with_all_that_changes_scores(tmp_path):
     write_classifier(tmp_path / "model", "bert")
 
-    def load(**options):
-        return CrossEncoderTeacher.from_pretrained(tmp_path / "model", precision="fp32", **options)
+    def load(precision="fp32", **options):
+        folder = tmp_path / "model"
+        return CrossEncoderTeacher.from_pretrained(folder, precision=precision, **options)
 
     first = load()
     assert (load().identity, load().options) == (first.identity, first.options)
     assert load(doc_length=5).options != first.options
+    assert load(precision="bf16").options != first.options
     windows = [load(long="maxp", doc_length=5, stride=stride).options for stride in (None, 2)]
     assert windows[0] != windows[1] != load(doc_length=5).options
     weights = load_file(tmp_path / "model" / "model.safetensors")

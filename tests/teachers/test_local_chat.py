@@ -31,6 +31,14 @@ def folder(tmp_path_factory):
     return write_language_model(tmp_path_factory.mktemp("causal"))
 
 
+def test_the_first_batch_says_what_is_under_way(folder, caplog):
+    caplog.set_level("INFO")
+    complete_all(LocalChat(load_language_model(folder), batch_size=2), MESSAGES)
+    said = [message for message in caplog.messages if "first" in message]
+    assert len(said) == 1
+    assert "answers its first 2 questions on cpu, all at once" in said[0]
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_a_batch_answers_as_one_question_at_a_time(folder, batch_size):
     model = load_language_model(folder)

@@ -3,6 +3,7 @@
 import sqlite3
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -86,6 +87,19 @@ def test_processes_share_a_store_from_its_making_on(tmp_path):
     with AnswerStore(path) as store:
         assert len(store) == 400
         assert all(store.get(b"%d" % i) == Completion(f"answer {i}") for i in range(400))
+
+
+def test_a_new_store_waits_for_a_process_that_writes_the_file(tmp_path):
+    """SQLite's own timeout does not cover the switch to a write-ahead log."""
+    other = sqlite3.connect(tmp_path / "a", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    ending = threading.Timer(0.2, other.execute, ["COMMIT"])
+    ending.start()
+    with AnswerStore(tmp_path / "a") as store:
+        assert not other.in_transaction
+        store.put(b"key", Completion("answer"))
+    ending.join()
+    other.close()
 
 
 def test_answers_of_the_first_version_are_kept(tmp_path):
