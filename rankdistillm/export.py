@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from rankdistillm.cli import run_command
-from rankdistillm.data.outputs import keep_apart, writable_folder
+from rankdistillm.data.outputs import keep_apart, replacing_folder, writable_folder
 from rankdistillm.errors import InputError
 from rankdistillm.exports import check, onnx
 from rankdistillm.exports.card import carry_card
@@ -14,7 +14,6 @@ from rankdistillm.exports.hub import check_repository, push
 from rankdistillm.model.cross_encoder import CrossEncoder
 from rankdistillm.model.formats import LAYOUTS
 from rankdistillm.options import EXPORT, EXPORTED, check_choice, check_options, files_read
-from rankdistillm.training.output import replacing_folder
 
 FORMATS = (*LAYOUTS, "onnx")
 
@@ -28,6 +27,8 @@ def export(config: DictConfig) -> None:
     name only if it scores as the student does. A student's model card goes with it. With
     ``config.push`` the folder is uploaded to ``config.repo``.
     """
+    if config.get("format", "") is None:
+        raise InputError(f"format is not set; add format=NAME, one of {', '.join(FORMATS)}")
     check_options(config, EXPORT)
     check_choice("format", config.format, choices=FORMATS)
     if config.int8 and config.format != "onnx":
@@ -57,7 +58,13 @@ def export(config: DictConfig) -> None:
             model.save_pretrained(folder, layout=config.format)
         for line in check.compare(model, folder, config.format, int8=config.int8):
             log.info(line)
-        carry_card(config.model.path, folder, layout=config.format, license=config.card.license)
+        carry_card(
+            config.model.path,
+            folder,
+            layout=config.format,
+            int8=config.int8,
+            license=config.card.license,
+        )
     log.info("wrote %s", output)
     if config.push:
         log.info("pushed to %s", push(output, config.repo, private=config.private))

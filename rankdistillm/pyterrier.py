@@ -6,9 +6,16 @@ Needs the extra ``pyterrier``. PyTerrier's frames call a query_id ``qid`` and a 
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import pyterrier as pt
+try:
+    import pandas as pd
+    import pyterrier as pt
+except ImportError as error:
+    raise ImportError(
+        "rankdistillm.pyterrier needs the extra pyterrier: pip install 'rankdistillm[pyterrier]', "
+        "or -e '.[pyterrier]' in a checkout"
+    ) from error
 
+from rankdistillm.errors import InputError
 from rankdistillm.model import reranker
 
 
@@ -31,6 +38,7 @@ class Reranker(pt.Transformer):
         **options: Any,
     ) -> None:
         super().__init__()
+        self.name = str(model) if isinstance(model, str | Path) else type(model).__name__
         if isinstance(model, str | Path):
             model = reranker.Reranker.from_pretrained(model, **options)
         elif options:
@@ -45,8 +53,14 @@ class Reranker(pt.Transformer):
         or passage that is no text.
         """
         pt.validate.result_frame(inp, extra_columns=["query", self.text_field], context=self)
+        for row in inp[["qid", "docno", "query", self.text_field]].itertuples(index=False):
+            if not all(isinstance(text, str) for text in row[2:]):
+                raise InputError(
+                    f"qid {row[0]}, docno {row[1]}: query or {self.text_field} is no text; add the "
+                    "texts to the frame, e.g. by pt.text.get_text"
+                )
         pairs = list(zip(inp["query"], inp[self.text_field], strict=True))
         return pt.model.add_ranks(inp.assign(score=self.model.score_pairs(pairs)))
 
     def __repr__(self) -> str:
-        return f"Reranker({self.text_field!r})"
+        return f"Reranker({self.name!r})"

@@ -74,6 +74,7 @@ def test_the_format_for_tei(command, tiny_bert, tmp_path):
     assert (tmp_path / "new/FOR_TEI_ONLY.md").exists()
 
 
+@pytest.mark.slow
 def test_int8_says_how_far_off_it_is(command, student, tmp_path):
     needs_onnx()
     result = command("export", f"model.path={student}", "format=onnx", "int8=true", "output=new")
@@ -117,7 +118,8 @@ def test_an_export_with_other_scores_does_not_get_its_name(command, student, tmp
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["format=null"], "format is not set; add format=…"),
+        (["format=null"], "format is not set; add format=NAME, one of encoder, mono, "),
+        (["format=clasifier"], "onnx; did you mean classifier?"),
         (["format=gguf"], "format=gguf is not one of encoder, mono, "),
         (["output=null"], "output is not set; add output=…"),
         (["int8=maybe"], "int8=maybe is neither true nor false"),

@@ -115,5 +115,5 @@ def test_a_missing_column_is_the_error_of_pyterrier(missing, ours):
 @pytest.mark.parametrize("text", [None, np.nan, 5])
 def test_a_passage_without_text_is_refused(text, ours):
     frame = pd.DataFrame([*ROWS[:2], ROWS[2] | {"text": text}])
-    with pytest.raises(InputError, match="not a text"):
+    with pytest.raises(InputError, match=r"^qid \S+, docno \S+: query or text is no text"):
         pyterrier.Reranker(ours)(frame)

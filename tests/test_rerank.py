@@ -45,6 +45,11 @@ def test_an_encoder_that_was_never_trained_to_rank_is_rejected(tiny_bert):
         Reranker.from_pretrained(tiny_bert)
 
 
+def test_a_reranker_of_a_folder_is_made_by_from_pretrained(student):
+    with pytest.raises(InputError, match=r"not of PosixPath; .* use Reranker\.from_pretrained"):
+        Reranker(student)
+
+
 def test_rank_is_best_first(reranker):
     docs = list(DOCS.values())
     scores = reranker.score(QUERIES["q1"], docs)

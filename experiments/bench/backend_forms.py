@@ -1,4 +1,4 @@
-"""A classifier in the forms of sentence-transformers' OpenVINO and ONNX backends.
+"""A student in the forms of sentence-transformers' OpenVINO and ONNX backends.
 
 Runs in an environment of its own, which has one of the backends; needs nothing of rankdistillm.
 """
@@ -49,10 +49,10 @@ def load(
     return score
 
 
-def write(classifier: str, backend: str, output: str, texts: list[str]) -> None:
+def write(student: str, backend: str, output: str, texts: list[str]) -> None:
     """Write all forms of the backend; ``texts`` are what OpenVINO's int8 is calibrated on."""
     model: Any = CrossEncoder(
-        classifier, device="cpu", backend=backend, max_length=LENGTH, model_kwargs={"export": True}
+        student, device="cpu", backend=backend, max_length=LENGTH, model_kwargs={"export": True}
     )
     model.save_pretrained(output)
     if backend == "openvino":

@@ -4,10 +4,10 @@
         [--threads 2] [--rounds 5] [--steps 3] [--queries-per-step 4] [--batch-size 32] \
         [--clock wall|cpu]
 
-STUDENT is a student of BERT's kind; DATA is that of `experiments.bench.peers`. Each PYTHON has
-sentence-transformers with that extra, and `datasets`. WORK receives the forms of the student, made
-once: as OpenVINO and ONNX by sentence-transformers' own functions, and our own int8 export. In each
-round every side runs in turn, in a process of its own. ``--clock cpu`` counts the seconds of the
+DATA is that of `experiments.bench.peers`. Each PYTHON has sentence-transformers with that extra,
+and `datasets`. WORK receives the forms of the student, made once: in sentence-transformers' own
+layout, from that as OpenVINO and ONNX by its own functions, and our own int8 export. In each round
+every side runs in turn, in a process of its own. ``--clock cpu`` counts the seconds of the
 processors, which other processes disturb less; with one thread only, since waiting threads count.
 """
 
@@ -27,11 +27,11 @@ from tqdm import tqdm
 
 from experiments.bench.lists import LIST_SIZE, Batch, read_batches
 from experiments.bench.peers import HERE, Side, spread, write_data
+from rankdistillm.data.outputs import replacing_folder
 from rankdistillm.devices import autocast_dtype_of, device_of
 from rankdistillm.exports import onnx
 from rankdistillm.model.cross_encoder import CrossEncoder
 from rankdistillm.model.reranker import Reranker
-from rankdistillm.training.output import replacing_folder
 
 Form = tuple[str, str]  # side, precision
 
@@ -40,8 +40,8 @@ REFERENCES = ((OURS, "fp32"), (OURS, "bf16"), (OUR_EXPORT, "int8"))
 
 # Each side of sentence-transformers: its backend, its folder in WORK, and the weights in there.
 PEERS: dict[Form, tuple[str, str, str | None]] = {
-    ("torch", "fp32"): ("torch", "classifier", None),
-    ("torch", "bf16"): ("torch", "classifier", None),
+    ("torch", "fp32"): ("torch", "modules", None),
+    ("torch", "bf16"): ("torch", "modules", None),
     ("OpenVINO", "fp32"): ("openvino", "openvino", "openvino_model.xml"),
     ("OpenVINO", "bf16"): ("openvino", "openvino", "openvino_model.xml"),
     ("OpenVINO", "int8"): ("openvino", "openvino", "openvino_model_qint8_quantized.xml"),
@@ -53,14 +53,18 @@ PEERS: dict[Form, tuple[str, str, str | None]] = {
 
 
 def write_forms(student: str, work: Path, pythons: dict[str, str], calibration: list[str]) -> None:
-    """Write what WORK lacks: the student as a classifier, our int8, and each backend's forms."""
-    classifier, export = work / "classifier", work / "our_export"
+    """Write what WORK lacks: the student made of modules, our int8, and each backend's forms.
+
+    A classifier of BERT's kind would not do: its head holds the score in values near 2^-12, which
+    OpenVINO's int8 rounds to nothing.
+    """
+    modules, export = work / "modules", work / "our_export"
     model = CrossEncoder.from_pretrained(student, packed=False, precision="fp32")
     if model.template.max_length is not None:
         model.tokenizer.model_max_length = model.template.max_length
-    if not classifier.exists():
-        with replacing_folder(classifier) as beside:
-            model.save_pretrained(beside, layout="classifier")
+    if not modules.exists():
+        with replacing_folder(modules) as beside:
+            model.save_pretrained(beside, layout="sentence_transformers")
     if not export.exists():
         with replacing_folder(export) as beside:
             onnx.write(model, beside, int8=True)
@@ -68,7 +72,7 @@ def write_forms(student: str, work: Path, pythons: dict[str, str], calibration: 
         if (work / backend).exists():
             continue
         with replacing_folder(work / backend) as beside:
-            given = {"classifier": str(classifier), "backend": backend, "output": str(beside)}
+            given = {"student": str(modules), "backend": backend, "output": str(beside)}
             done = subprocess.run(
                 [python, str(HERE / "backend_forms.py")],
                 input=json.dumps(given | {"texts": calibration}),

@@ -31,9 +31,9 @@ from transformers import AutoTokenizer
 from experiments.bench.device_rate import MINILM, encoder
 from experiments.bench.generated import collection
 from experiments.bench.lists import LIST_SIZE
+from rankdistillm.data.outputs import replacing_folder
 from rankdistillm.devices import autocast_dtype_of, device_of
 from rankdistillm.model.formats.files import locate
-from rankdistillm.training.output import replacing_folder
 
 HERE = Path(__file__).parent
 OURS = "rankdistillm"

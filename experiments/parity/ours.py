@@ -52,49 +52,20 @@ def make_encoder(folder: Path, architecture: str = "electra") -> Path:
     torch.manual_seed(11)
     words = tokenizer()
     sizes = {**SIZES, "vocab_size": len(words), "pad_token_id": 0}
-    if architecture in ("roberta", "modernbert"):  # they have no token types
-        words = transformers.PreTrainedTokenizerFast(
-            tokenizer_file=f"{locate('sentence-transformers/all-MiniLM-L6-v2')}/tokenizer.json",
-            model_input_names=["input_ids", "attention_mask"],
-            model_max_length=512,
-            **{
-                "unk_token": "[UNK]",
-                "sep_token": "[SEP]",
-                "pad_token": "[PAD]",
-                "cls_token": "[CLS]",
-            },
-        )
-    match architecture:
-        case "electra":
-            config = transformers.ElectraConfig(**sizes, embedding_size=8)
-        case "roberta":
-            # Positions start after the padding token's id.
-            config = transformers.RobertaConfig(
-                **sizes, type_vocab_size=2, max_position_embeddings=513
-            )
-        case "modernbert":
-            config = transformers.ModernBertConfig(
-                **sizes, max_position_embeddings=512, local_attention=32,
-                global_attn_every_n_layers=2, bos_token_id=101, eos_token_id=102,
-                cls_token_id=101, sep_token_id=102,
-            )  # fmt: skip
-        case _:
-            config = transformers.BertConfig(**sizes)
+    config: Any = transformers.BertConfig(**sizes)
+    if architecture == "electra":
+        config = transformers.ElectraConfig(**sizes, embedding_size=8)
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
 
 
-def make_student(
-    folder: Path, encoder: Path, layout: str = "mono", lengths: tuple[int, int] = (8, 24)
-) -> Path:
+def make_student(folder: Path, encoder: Path) -> Path:
     """Save the encoder with a random head, in lightning-ir's layout."""
     torch.manual_seed(12)
-    model = CrossEncoder.from_pretrained(
-        encoder, query_length=lengths[0], doc_length=lengths[1], precision="fp32"
-    )
+    model = CrossEncoder.from_pretrained(encoder, query_length=8, doc_length=24, precision="fp32")
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder, layout=layout)
+    model.save_pretrained(folder, layout="mono")
     return folder
 
 
@@ -181,17 +152,6 @@ def scores(path: Path, **options: Any) -> list[float]:
     """Our scores of `pairs` by any checkpoint."""
     reranker = Reranker.from_pretrained(path, device="cpu", precision="fp32", **options)
     return [float(s) for query, docs in pairs() for s in reranker.score(query, docs)]
-
-
-def uncut_pairs(query_length: int = 32, doc_length: int = 256) -> list[tuple[str, str]]:
-    """Return the `pairs` that stay whole at these lengths, flat."""
-    words = tokenizer()
-
-    def is_whole(text: str, length: int) -> bool:
-        return len(words(text, add_special_tokens=False)["input_ids"]) <= length
-
-    flat = [(query, doc) for query, docs in pairs() for doc in docs]
-    return [(q, d) for q, d in flat if is_whole(q, query_length) and is_whole(d, doc_length)]
 
 
 def scores_of(path: Path, chosen: list[tuple[str, str]], **options: Any) -> list[float]:

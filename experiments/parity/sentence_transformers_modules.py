@@ -1,11 +1,10 @@
-"""Re-rankers made of modules on the sentence-transformers side. Runs in its environment.
+"""Save a random re-ranker made of modules with sentence-transformers, and the scores it gives.
 
-    python sentence_transformers_modules.py make FOLDER TOKENISER
-    python sentence_transformers_modules.py score WORK FOLDER [FOLDER ...]
+    python sentence_transformers_modules.py FOLDER TOKENISER
 
-`make` saves a random re-ranker built like cross-encoder/ettin-reranker-*, over a tiny ModernBERT
-with the tokeniser of another folder, and the scores that it gives (scores.json). `score` scores
-WORK/pairs.json by each folder and writes WORK/scores.json.
+Runs in its environment. The re-ranker is built like cross-encoder/ettin-reranker-*, over a tiny
+ModernBERT with the tokeniser of the folder TOKENISER. `tests/model/test_sentence_transformers.py`
+loads such a folder and compares the scores.
 """
 
 import json
@@ -87,17 +86,5 @@ def make(folder: Path, tokeniser: str) -> None:
     (folder / "scores.json").write_text(record + "\n")
 
 
-def score(work: Path, folders: list[str]) -> None:
-    pairs = [tuple(pair) for pair in json.loads((work / "pairs.json").read_text())]
-    found = {}
-    for folder in folders:
-        model = CrossEncoder(folder, device="cpu")
-        found[folder] = model.predict(pairs, show_progress_bar=False).tolist()
-    (work / "scores.json").write_text(json.dumps(found))
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "make":
-        make(Path(sys.argv[2]), sys.argv[3])
-    else:
-        score(Path(sys.argv[2]), sys.argv[3:])
+    make(Path(sys.argv[1]), sys.argv[2])

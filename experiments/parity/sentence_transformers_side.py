@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+import sentence_transformers
 import torch
 from sentence_transformers import CrossEncoder
 
@@ -26,7 +27,9 @@ def main() -> None:
         model.save_pretrained(str(folder / name))
         again = CrossEncoder(str(folder / name))
         scores[name] = again.predict(flat, show_progress_bar=False).tolist()
-    (folder / "sentence_transformers.json").write_text(json.dumps(scores))
+    version = f"sentence-transformers {sentence_transformers.__version__}"
+    record = json.dumps({"version": version, "scores": scores})
+    (folder / "sentence_transformers.json").write_text(record)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,15 @@ from yaml import YAMLError
 import rankdistillm
 from rankdistillm.data.outputs import replacing
 from rankdistillm.evaluation.names import shown
+from rankdistillm.model.formats import layout_of
+from rankdistillm.model.formats.files import find_file
 
 log = logging.getLogger(__name__)
 
 CARD = "README.md"
 NOTE = (
-    "<!-- Written by rankdistillm and replaced with the student; without this line it is kept. -->"
+    "<!-- rankdistillm rewrites this file whenever it rewrites the student. Delete this line to "
+    "keep your own edits. -->"
 )
 SOURCE = "https://github.com/rankdistillm/rankdistillm"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -37,6 +40,7 @@ UNREADABLE = (
 )  # fmt: skip
 
 TRANSFORMERS = """
+    # pip install transformers torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_HUB_ID")
@@ -45,30 +49,35 @@ TRANSFORMERS = """
     model(**pair).logits
     """
 SENTENCE_TRANSFORMERS = """
+    # pip install 'sentence-transformers>=5.5'
     from sentence_transformers import CrossEncoder
 
     model = CrossEncoder("FOLDER_OR_HUB_ID")
     model.rank("why do tides turn", ["The tide follows the Moon.", "Bread rises by yeast."])
     """
 ONNX = """
+    # pip install 'sentence-transformers[onnx]>=5.1,<6'
     from sentence_transformers import CrossEncoder
 
     model = CrossEncoder("FOLDER_OR_HUB_ID", backend="onnx")
     model.rank("why do tides turn", ["The tide follows the Moon.", "Bread rises by yeast."])
     """
 LIGHTNING_IR = """
+    # pip install lightning-ir==0.0.6 'transformers<5'
     from lightning_ir import CrossEncoderModule
 
     model = CrossEncoderModule("FOLDER_OR_HUB_ID")
     model.score("why do tides turn", ["The tide follows the Moon.", "Bread rises by yeast."])
     """
 RANKDISTILLM = """
+    # pip install git+https://github.com/rankdistillm/rankdistillm
     from rankdistillm import Reranker
 
     reranker = Reranker.from_pretrained("FOLDER_OR_HUB_ID")
     reranker.rank("why do tides turn", ["The tide follows the Moon.", "Bread rises by yeast."])
     """
 PYTERRIER = """
+    # pip install 'rankdistillm[pyterrier] @ git+https://github.com/rankdistillm/rankdistillm'
     from rankdistillm.pyterrier import Reranker
 
     pipeline = bm25 >> Reranker("FOLDER_OR_HUB_ID")  # bm25: any retriever whose results have texts
@@ -85,6 +94,9 @@ USES: dict[str, dict[str, str]] = {
     "onnx": {"sentence-transformers": ONNX},
     "tei": {},
 }
+
+# The layouts whose other software knows one length for query and passage together.
+CUT_AS_PAIRS = ("classifier", "sentence_transformers", "onnx", "tei")
 
 CITATION = """\
 @inproceedings{schlatt2025rankdistillm,
@@ -115,26 +127,30 @@ def carry_card(
     folder: Path,
     *,
     layout: str,
+    int8: bool = False,
     license: str | None = None,
 ) -> bool:
     """Write the card of the student in the folder ``source`` for its export in ``folder``.
 
-    ``layout`` is the format of the export, a key of `USES`. ``license`` replaces that of the card.
+    ``layout`` is the format of the export, a key of `USES`; ``int8`` says that its weights have 8
+    bits. ``license`` replaces that of the card.
     Returns False if ``source`` has no card of rankdistillm.
     """
     record = read_card(source)
     if record is None:
         return False
-    record |= {"layout": layout} | ({"license": license} if license else {})
+    record |= {"layout": layout, **({"int8": True} if int8 else {})}
+    record |= {"license": license} if license else {}
     return _write(Path(folder), record)
 
 
-def read_card(folder: str | Path) -> dict[str, Any] | None:
-    """Read the record of the training from the card in ``folder``; None if it is not ours."""
+def read_card(source: str | Path) -> dict[str, Any] | None:
+    """Read the record of the training from the card of a folder or hub id; None if not ours."""
     from huggingface_hub.repocard import metadata_load
 
     try:
-        record = (metadata_load(Path(folder) / CARD) or {}).get("rankdistillm")
+        file = find_file(str(source), CARD)
+        record = (metadata_load(file) or {}).get("rankdistillm") if file else None
     except UNREADABLE:
         return None
     stages = record.get("stages") if isinstance(record, dict) else None
@@ -169,32 +185,29 @@ def _record_of(output: Path, *, depth: int) -> dict[str, Any] | None:
     try:
         config = OmegaConf.to_container(OmegaConf.load(output / "config.yaml"), resolve=True)
         student = json.loads((output / "checkpoint/config.json").read_bytes())
+        layout = layout_of(str(output / "checkpoint"))
         file = output / "summary.json"
         summary = json.loads(file.read_bytes()) if file.exists() else {}
-        return _record(config, summary, student, depth)
+        return _record(config, summary, student, layout, depth)
     except UNREADABLE:
         if depth:  # the folder of the start model may be anything
             return None
         raise
 
 
-def _record(config: Any, summary: Any, student: Any, depth: int) -> dict[str, Any]:
+def _record(config: Any, summary: Any, student: Any, layout: str, depth: int) -> dict[str, Any]:
     before = _before(config["model"]["path"], depth)
     stages = before["stages"] if before else []
     lengths = student.get("rankdistillm", student)
     data, measured_on = config["data"], summary.get("measured_on")
     record: dict[str, Any] = {
         "version": rankdistillm.__version__,
-        "layout": "encoder",
+        "layout": layout,
         "license": config.get("card", {}).get("license"),
         "query_length": lengths.get("query_length"),
         "doc_length": lengths.get("doc_length"),
         "stages": [*stages, _stage(config, summary, follows=bool(stages))][-MOST_STAGES:],
     }
-    if student.get("model_type", "").startswith("mono"):
-        record["layout"] = "mono"
-    elif "ForSequenceClassification" in str(student.get("architectures")):
-        record["layout"] = "classifier"
     if measured_on:
         names = ("metric", "measured_on", "queries", "means", "p_values")
         results = {name: summary[name] for name in names if name in summary}
@@ -205,8 +218,10 @@ def _record(config: Any, summary: Any, student: Any, depth: int) -> dict[str, An
 
 def _before(path: str, depth: int) -> dict[str, Any] | None:
     """The record of the student that a training started from, if that is one of ours."""
-    if not Path(path).is_dir() or depth >= MOST_STAGES:
+    if depth >= MOST_STAGES:
         return None
+    if not Path(path).is_dir():
+        return read_card(path)
     return read_card(path) or _record_of(Path(path).resolve().parent, depth=depth + 1)
 
 
@@ -220,10 +235,10 @@ def _stage(config: Any, summary: Any, *, follows: bool) -> dict[str, Any]:
         "lists": _name(train["run"]),
         **{f"lists_{name}": value for name, value in summary.get("trained_on", {}).items()},
         "teacher": _teacher(train["run"]),
-        "judgements": _name(train["qrels"]),
+        "judgements": _name(train["qrels"]) if _reads_judgements(config) else None,
         "passages": _name(config["data"]["docs"]),
         "loss": target,
-        "loss_options": json.dumps(loss, sort_keys=True, default=str) if loss else None,
+        "loss_options": ", ".join(f"{name}={value}" for name, value in loss.items()) or None,
         "targets": train["targets"],
         "list_size": train["list_size"],
         "sampling": train["sampling"],
@@ -233,6 +248,13 @@ def _stage(config: Any, summary: Any, *, follows: bool) -> dict[str, Any]:
         "seed": config["seed"],
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _reads_judgements(config: Any) -> bool:
+    """Whether judgements decide what is learnt: as targets, or as the positives of the lists."""
+    train = config["data"]["train"]
+    targets = config["loss"].get("targets") or [train["targets"]]
+    return bool({"relevance", "judged"} & {*targets}) or train["sampling"] == "single_relevant"
 
 
 def _teacher(run: str | None) -> str | None:
@@ -252,8 +274,10 @@ def _name(value: str | None) -> str | None:
         return None
     path = Path(value)
     package = Path(rankdistillm.__file__).parent
-    if path.is_relative_to(package):
-        return path.relative_to(package).as_posix()
+    if path.is_relative_to(package / "mini"):
+        return (
+            f"rankdistillm's embedded collection: {path.relative_to(package / 'mini').as_posix()}"
+        )
     is_id = HUB_ID.fullmatch(value.replace("/", "-")) and not path.exists() and not path.suffix
     return value if is_id else re.split(r"[/\\]", value.rstrip("/\\"))[-1]
 
@@ -328,7 +352,7 @@ def _use(library: str, code: str) -> str:
 ROWS = {
     "start": "starts from",
     "lists": "ranked lists",
-    "lists_queries": "queries",
+    "lists_queries": "queries with a list",
     "lists_digest": "digest of the lists",
     "teacher": "teacher",
     "judgements": "relevance judgements",
@@ -390,10 +414,15 @@ def _limits(record: Mapping[str, Any], start: str) -> str:
         for kind, name in (("queries", "query_length"), ("passages", "doc_length"))
         if record.get(name) is not None
     ]
+    cut = [f"rankdistillm cuts {' and '.join(lengths)}."] if lengths else []
+    if cut and record.get("layout") in CUT_AS_PAIRS:
+        cut.append("Other software cuts the pair as a whole: longer texts score differently there.")
+    if record.get("int8"):
+        cut.append("The weights have 8 bits here; the results are those of the student before.")
     limits = [
-        *([f"Texts are cut: {', '.join(lengths)}."] if lengths else []),
-        f"It knows the languages of {_text(start)} and of the training data, at best; no others "
-        "were tested.",
+        *([" ".join(cut)] if cut else []),
+        f"The languages of {_text(start)} and of the training data are those it may know; none was "
+        "tested by itself.",
         "What the texts of the training data contain was not examined. The student repeats the "
         "preferences of its teacher, mistakes included.",
         "Scores order the passages of one query. They are not probabilities, and not comparable "

@@ -55,6 +55,11 @@ class Reranker:
     def __init__(
         self, model: CrossEncoder, *, long: str = "truncate", stride: int | None = None
     ) -> None:
+        if not isinstance(model, CrossEncoder):
+            raise InputError(
+                f"a Reranker is made of a CrossEncoder, not of {type(model).__name__}; for a "
+                "folder or hub id, use Reranker.from_pretrained(…)"
+            )
         if long not in LONG:
             raise InputError(f"long={long} is not one of {', '.join(LONG)}")
         check_count("stride", stride, optional=True)

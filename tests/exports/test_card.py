@@ -1,8 +1,10 @@
 """The model card: what a training leaves, what it says, and that it names no folder."""
 
 import json
+import shutil
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import yaml
 from huggingface_hub.repocard import metadata_load
@@ -83,14 +85,14 @@ def test_the_card_says_what_the_student_was_distilled_from(training):
         "| digest of the lists | 0123456789abcdef |",
         "| teacher | llm@abc |",
         "| loss | ranknet |",
-        '| options of the loss | {"temperature": 0.5} |',
+        "| options of the loss | temperature=0.5 |",
         "| steps | 67 |",
         "| seed | 3 |",
         "| bm25 | 0.5802 | < 0.001 |",
         "| student before | 0.2669 | 0.250 |",
         "| student after | 0.7444 |  |",
         "Over the 56 judged queries of first.run with the judgements qrels.txt.",
-        "Texts are cut: queries to 32 tokens, passages to 256 tokens.",
+        "rankdistillm cuts queries to 32 tokens and passages to 256 tokens.\n",
         "## Licence\n\napache-2.0.",
         "@inproceedings{schlatt2025rankdistillm",
         'Reranker.from_pretrained("FOLDER_OR_HUB_ID")',
@@ -99,6 +101,33 @@ def test_the_card_says_what_the_student_was_distilled_from(training):
         assert said in text, said
     for private in ("alice", "secret", "home"):
         assert private not in text
+
+
+def test_an_export_says_that_it_cuts_pairs_and_that_its_weights_have_8_bits(training, tmp_path):
+    write_card(output := training())
+    carry_card(output / "checkpoint", tmp_path, layout="onnx", int8=True)
+    text = (tmp_path / "README.md").read_text("utf-8")
+    assert "Other software cuts the pair as a whole" in text
+    assert "The weights have 8 bits here; the results are those of the student before." in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "are_read"),
+    [
+        ({}, False),
+        ({"data.train.targets": "relevance"}, True),
+        ({"data.train.sampling": "single_relevant"}, True),
+        ({"loss.targets": ["rank", "judged"]}, True),
+    ],
+)
+def test_judgements_are_named_only_if_they_were_learnt_from(changes, are_read, training):
+    output = training()
+    config = OmegaConf.load(output / "config.yaml")
+    for name, value in {"data.train.qrels": "qrels.txt", **changes}.items():
+        OmegaConf.update(config, name, value)
+    OmegaConf.save(config, output / "config.yaml")
+    write_card(output)
+    assert ("| relevance judgements | qrels.txt |" in text_of(output)) == are_read
 
 
 def test_the_metadata_are_what_a_hub_expects(training):
@@ -207,6 +236,34 @@ def test_a_training_that_measured_nothing_has_no_results(training):
     write_card(output)
     assert "## Results" not in text_of(output)
     assert "model-index" not in metadata_load(output / "checkpoint/README.md")
+
+
+def test_a_student_of_a_hub_passes_its_training_on(training, tmp_path, monkeypatch):
+    write_card(first := training("stage1"))
+    repository = tmp_path / "hub/models--alice--student"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("abc")
+    shutil.copytree(first / "checkpoint", repository / "snapshots/abc")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    write_card(second := training("stage2", start="alice/student"))
+    stages = read_card(second / "checkpoint")["stages"]
+    assert stages[0] == read_card(first / "checkpoint")["stages"][0]
+    assert len(stages) == 2
+
+
+@pytest.mark.parametrize(
+    ("golden", "layout"),
+    [("lightning_ir", "mono"), ("sentence_transformers", "sentence_transformers")],
+)
+def test_a_student_that_keeps_its_layout_is_for_the_library_it_came_from(golden, layout, training):
+    output = training()
+    shutil.copytree(
+        ROOT / "tests/golden" / golden, output / "checkpoint", dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("README.md"),
+    )  # fmt: skip
+    write_card(output)
+    assert read_card(output / "checkpoint")["layout"] == layout
+    assert all(f"With {name}:" in text_of(output) for name in card.USES[layout])
 
 
 @pytest.mark.parametrize("layout", card.USES)

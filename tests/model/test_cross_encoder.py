@@ -117,7 +117,7 @@ def test_scores_do_not_depend_on_the_number_of_threads(architecture, threads, tm
     random = np.random.default_rng(0)
     before = torch.get_num_threads()
     try:
-        for num_pairs in range(1, 31):
+        for num_pairs in (1, 2, 3, 4, 6, 9, 17, 30):
             words = random.integers(5, 3000, (num_pairs, 60)).astype(np.int32)
             pairs = model.template.pack(
                 [(row[:7], row[7 : random.integers(10, 60)]) for row in words]

@@ -179,6 +179,18 @@ def test_a_student_saved_as_mono_is_loaded_again(tiny_models, tmp_path):
     assert found == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("layout", ["encoder", "mono", "sentence_transformers"])
+def test_modernberts_rotary_bases_are_named_for_transformers_4_too(layout, tiny_models, tmp_path):
+    """It would take 10,000 for the local one, whatever `rope_parameters` says."""
+    model = CrossEncoder.from_pretrained(tiny_models("modernbert"), packed=False)
+    model.network.config.rope_parameters["sliding_attention"]["rope_theta"] = 1234.0
+    model.save_pretrained(tmp_path, layout=layout)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["global_rope_theta"], config["local_rope_theta"]) == (160000.0, 1234.0)
+    again = CrossEncoder.from_pretrained(tmp_path).network.config
+    assert again.rope_parameters == model.network.config.rope_parameters
+
+
 # ---- transformers' classifiers, sentence-transformers
 
 

@@ -1,4 +1,7 @@
-"""Damaged checkpoints load or end in one line; hostile ones run no code."""
+"""Damaged checkpoints load or end in one line; hostile ones run no code.
+
+More damages: ``FUZZ_DAMAGES=1000 FUZZ_SEED=7 pytest -m slow tests/model/test_fuzz_checkpoints.py``.
+"""
 
 import json
 import os
@@ -7,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -22,8 +26,8 @@ from rankdistillm.model.reranker import Reranker
 from rankdistillm.training.state import TrainingState
 from tests.helpers import config_for, tokenizer_for
 
-SEED = 20260
-DAMAGES = 50  # of each checkpoint
+SEED = int(os.environ.get("FUZZ_SEED", "20260"))
+DAMAGES = int(os.environ.get("FUZZ_DAMAGES", "25"))  # of each checkpoint
 QUERY, DOCS = "why do tides turn", ["The tide follows the Moon.", "Bread rises. " * 20]
 LAYOUTS = (
     "encoder-bert", "encoder-electra", "encoder-modernbert", "mono-electra", "mono-bert",
@@ -325,10 +329,10 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", ["encoder-bert", "classifier-bert"])
-def test_no_code_of_a_checkpoint_runs(name, checkpoints, tmp_path):
-    folders = [tmp_path / f"{i}" / "hostile" for i in range(len(HOSTILE))]
-    for folder, change in zip(folders, HOSTILE, strict=True):
+def test_no_code_of_a_checkpoint_runs(checkpoints, tmp_path):
+    hostile = list(product(("encoder-bert", "classifier-bert"), HOSTILE))
+    folders = [tmp_path / f"{i}" / "hostile" for i in range(len(hostile))]
+    for folder, (name, change) in zip(folders, hostile, strict=True):
         shutil.copytree(checkpoints[name], folder)
         (folder / "code.py").write_text(CODE)
         change(folder)
@@ -348,12 +352,12 @@ def test_no_code_of_a_checkpoint_runs(name, checkpoints, tmp_path):
     assert "custom code" not in result.stdout
     assert not list(cwd.rglob("ran")) + list(cwd.rglob("code.py"))
     said = re.findall(r"RESULT (.*)", result.stdout)
-    for (change, refused), line in zip(HOSTILE.items(), said, strict=True):
-        if refused is not None:
-            assert line.startswith("refused: ") == refused, (change.__name__, line)
-    assert (
-        "needs code that comes with the checkpoint (auto_map), which is never run; give" in said[0]
-    )
+    for (name, change), line in zip(hostile, said, strict=True):
+        if HOSTILE[change] is not None:
+            refused = line.startswith("refused: ")
+            assert refused == HOSTILE[change], (name, change.__name__, line)
+        if change is code_of_config:
+            assert "needs code that comes with the checkpoint (auto_map), which is never" in line
 
 
 def test_a_training_state_runs_no_code(tmp_path, monkeypatch):

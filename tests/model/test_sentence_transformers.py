@@ -201,8 +201,7 @@ OLD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(("old", "packed"), [(False, True), (True, False)])
 @pytest.mark.parametrize("mode", POOLINGS)
 def test_poolings_in_the_old_and_the_new_spelling(mode, old, packed, tiny_bert, tmp_path):
     folder = tmp_path / "reranker"

@@ -18,7 +18,7 @@ WORDS = collection_words()
 RNG = np.random.default_rng(2)
 DOCS = {
     f"d{i}": " ".join(RNG.choice(WORDS, size))
-    for i, size in enumerate([3, 200, 12, 0, 70, 16, 17, 31, 500, 9])
+    for i, size in enumerate([3, 90, 12, 0, 70, 16, 17, 31, 120, 9])
 }
 RUN = Run.from_scores({q: {d: -i for i, d in enumerate(DOCS)} for q in QUERIES})
 WIDTH = 16

@@ -49,7 +49,8 @@ from rankdistillm.model.formats.files import (
 from rankdistillm.model.heads import ClassifierNetwork, ModularNetwork, MonoNetwork
 
 __all__ = [
-    "LAYOUTS", "Checkpoint", "LoadOptions", "load_checkpoint", "save_tokenizer", "write_checkpoint",
+    "LAYOUTS", "Checkpoint", "LoadOptions", "layout_of", "load_checkpoint", "save_tokenizer",
+    "write_checkpoint",
 ]  # fmt: skip
 
 LAYOUTS: dict[str, Any] = {
@@ -85,6 +86,12 @@ def load_checkpoint(path: str, options: LoadOptions) -> Checkpoint:
         ) from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def layout_of(path: str) -> str:
+    """The layout of a folder or hub id, a key of `LAYOUTS`; raises `UnreadableError`."""
+    source = locate(path)
+    return _layout_of(source, read_config(source))
 
 
 def write_checkpoint(

@@ -198,7 +198,19 @@ def write_files(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     """Write config.json, without the folder that the model was loaded from."""
-    write_json(folder / "config.json", {k: v for k, v in config.items() if k != "_name_or_path"})
+    kept = {k: v for k, v in config.items() if k != "_name_or_path"}
+    write_json(folder / "config.json", _older_names(config) | kept)
+
+
+def _older_names(config: dict[str, Any]) -> dict[str, Any]:
+    """ModernBERT's bases of rotary positions as transformers 4 names them.
+
+    It does not know ``rope_parameters``, and would take its own defaults without a word.
+    """
+    if "modernbert" not in (config.get("model_type"), config.get("backbone_model_type")):
+        return {}
+    kinds = {"global_rope_theta": "full_attention", "local_rope_theta": "sliding_attention"}
+    return {name: config["rope_parameters"][kind]["rope_theta"] for name, kind in kinds.items()}
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
