@@ -14,6 +14,11 @@ from torch import Tensor
 
 from rankdistillm.errors import InputError
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -103,6 +108,19 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most memory used so far, in bytes: by tensors on a GPU, by the whole process on a CPU.
+
+    None on a system that does not report the latter (Windows).
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def pair_too_large(num_tokens: int) -> InputError:

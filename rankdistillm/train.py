@@ -9,7 +9,6 @@ import math
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -34,6 +33,7 @@ from rankdistillm.options import (
     replace_old_names,
 )
 from rankdistillm.progress import progress_bar
+from rankdistillm.training.dashboards import check_dashboards
 from rankdistillm.training.gradients import Loss, TokenBudget, step_gradients
 from rankdistillm.training.optim import (
     WeightAverage,
@@ -47,13 +47,8 @@ from rankdistillm.training.output import save_student, training_folder
 from rankdistillm.training.resume import LISTS, resume, save_config, settings_of
 from rankdistillm.training.signals import stop_requests
 from rankdistillm.training.state import Progress, TrainingState
-from rankdistillm.training.tracking import StepMetrics, Tracker, check_tracking
-from rankdistillm.training.validation import (
-    JudgedRun,
-    print_comparison,
-    save_ranking_before,
-    summarise,
-)
+from rankdistillm.training.tracking import StepMetrics, Tracker
+from rankdistillm.training.validation import JudgedRun, print_comparison, save_ranking_before
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +94,7 @@ def check_config(config: DictConfig) -> Loss:
     except Exception as error:  # the function may raise anything about the options it was given
         raise InputError(f"loss: {error}; correct the options of the loss") from error
     check_pairing(loss, config.data.train.targets, config.data.train.transform)
-    check_tracking(config.wandb)
+    check_dashboards(config)
     return loss
 
 
@@ -168,7 +163,7 @@ def _train(
         range(progress.step, end), desc=config.stage, smoothing=0.05,
         initial=progress.step, total=end,
     )  # fmt: skip
-    metrics = StepMetrics(tracker, bar, is_fp16=is_fp16)
+    metrics = StepMetrics(tracker, bar, model, is_fp16=is_fp16)
     with closing(bar), stop_requests() as stop:
         for step, batch in zip(bar, data.batches(progress.step), strict=False):
             # ================= one training step =================
@@ -203,16 +198,16 @@ def _train(
         with average.in_place():
             save_student(model, output / "checkpoint")
     log.info("student: %s", output / "checkpoint")
-    measured: dict[str, Any] = {}
+    comparison = None
     if judged:
         options = {name: config.model[name] for name in ("retokenise", "packed")}
         student = load(output / "checkpoint", **options)
-        measured = print_comparison(judged, student, metric, output)
+        comparison = print_comparison(judged, student, metric, output)
     tracker.sum_up(
         progress,
         metric,
         trained_on={"queries": len(run), "digest": state.settings[LISTS]},
-        measured=summarise(measured, metric) if measured else None,
+        comparison=comparison,
         measured_on="test" if test else "validation",
     )
     if distributed.is_first():

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +12,18 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from rankdistillm import distributed
-from rankdistillm.data.outputs import keep_apart, locked, to_disk, unwritable, writable_folder
+from rankdistillm.data.outputs import keep_apart, locked, replacing_folder, writable_folder
 from rankdistillm.errors import InputError
+from rankdistillm.evaluation.trainings import is_training_config
 from rankdistillm.exports.card import is_written
 from rankdistillm.model.formats import lightning_ir
 
 # The files and folders that a training writes.
 FILES = (
     "config.yaml", "metrics.jsonl", "before.run", "after.run", "validation.run", "wandb_run_id",
-    "summary.json",
+    "summary.json", "per_query.csv",
 )  # fmt: skip
-FOLDERS = ("checkpoint", "state")
+FOLDERS = ("checkpoint", "state", "tensorboard")
 
 # Deleted when a student is replaced, or the new tokeniser would load files that the old one left,
 # and the new student would be read by the old one's list of modules.
@@ -75,7 +75,7 @@ def _is_config(file: Path) -> bool:
         config = OmegaConf.load(file)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException):
         return False
-    return OmegaConf.is_dict(config) and {"stage", "queries_per_step", "loss"} <= set(config)
+    return OmegaConf.is_dict(config) and is_training_config(config)
 
 
 def _is_student(file: Path) -> bool:
@@ -91,51 +91,11 @@ def _is_student(file: Path) -> bool:
 def save_student(model: Any, folder: Path) -> None:
     """Write the student as ``from_pretrained`` files; all processes can read them afterwards."""
     if distributed.is_first():
-        with replacing_folder(folder) as beside:
+        with replacing_folder(folder, keep=_is_foreign) as beside:
             model.save_pretrained(beside)
     distributed.barrier()
 
 
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``folder``, and rename it to ``folder`` on success.
-
-    Until then ``folder`` keeps its old content; nothing half-written ever has its name. Files in
-    the old folder that the new one lacks are moved there, except those of a tokeniser and the card
-    of the old student.
-    """
-    beside = folder.with_name(f".{folder.name}.part")
-    old = folder.with_name(f".{folder.name}.old")
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        yield beside
-        for file in beside.rglob("*"):
-            if file.is_file():
-                to_disk(file)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(folder, old)
-        os.replace(beside, folder)
-        if old.exists():
-            _move_other_files(old, folder)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _move_other_files(old: Path, new: Path) -> None:
-    for path in old.iterdir():
-        is_stale = path.name in TOKENISER_FILES or is_written(path)
-        if not is_stale and not (new / path.name).exists():
-            os.replace(path, new / path.name)
-
-
-def restore_folder(folder: Path) -> None:
-    """Undo a `replacing_folder` that was killed between its two renames."""
-    old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():
-        os.replace(old, folder)
+def _is_foreign(path: Path) -> bool:
+    """Whether a file in a student's folder belongs neither to the student nor to its card."""
+    return path.name not in TOKENISER_FILES and not is_written(path)

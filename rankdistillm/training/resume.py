@@ -8,13 +8,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from rankdistillm import distributed
-from rankdistillm.data.outputs import replacing
+from rankdistillm.data.outputs import replacing, restore_folder
 from rankdistillm.data.qrels import Qrels, digest_of
 from rankdistillm.data.runs import Run
 from rankdistillm.data.sampling import STRATIFIED_SCORES
 from rankdistillm.data.targets import Kinds, kinds_of
 from rankdistillm.errors import InputError
-from rankdistillm.training.output import restore_folder
 from rankdistillm.training.state import Progress, TrainingState
 
 log = logging.getLogger(__name__)

@@ -1,9 +1,8 @@
-"""Metrics of a training: metrics.jsonl always, Weights & Biases on request."""
+"""Metrics of a training: files in its folder always, dashboards on request."""
 
 import json
 import logging
 import math
-import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,90 +10,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
 from rankdistillm import distributed
 from rankdistillm.data.outputs import replacing, unwritable
+from rankdistillm.devices import peak_memory
 from rankdistillm.errors import InputError
+from rankdistillm.evaluation.tables import per_query_csv
+from rankdistillm.model.cross_encoder import CrossEncoder
+from rankdistillm.training.dashboards import Dashboard, Logged, open_dashboards
 from rankdistillm.training.state import Progress
+from rankdistillm.training.validation import Comparison, summarise
 
 log = logging.getLogger(__name__)
-
-MODES = ("disabled", "offline", "online")
-
-
-def check_tracking(config: Any) -> None:
-    """Raises `InputError` if Weights & Biases would reject ``config``: mode, project, entity, name.
-
-    Call it before the work: the mode "online" asks for the API key, but nothing is sent.
-    """
-    if config["mode"] not in MODES:
-        raise InputError(f"wandb: the mode {config['mode']} is not one of {', '.join(MODES)}")
-    if config["mode"] == "disabled":
-        return
-    import wandb
-
-    try:
-        wandb.Settings(project=config["project"], entity=config["entity"], run_name=config["name"])
-    except (ValueError, wandb.Error) as error:
-        raise InputError(f"wandb: {error}; correct the project, entity or name") from error
-    if config["mode"] == "online" and distributed.is_first():
-        try:
-            wandb.login(verify=False)
-        except (ValueError, wandb.Error) as error:
-            raise InputError(
-                f"wandb: the mode online needs an account ({error}); run `wandb login`, set "
-                "WANDB_API_KEY, or use the mode offline"
-            ) from error
 
 
 class Tracker:
     """Writes metrics to ``folder/metrics.jsonl``, one JSON object per line, each with its ``step``.
 
-    The last line of a finished training is its summary, which summary.json holds too.
+    The last line of a finished training is its summary, which summary.json holds too. The metric of
+    each query is in per_query.csv. The dashboards that ``config`` (conf/train.yaml) asks for get
+    the same metrics.
 
     A training that resumes at ``step`` first drops the lines of later steps, so that the file has
-    neither gaps nor repeats, and continues the same W&B run. Of the processes of a job only the
-    first one writes. ``config`` is that of the whole training (conf/train.yaml).
+    neither gaps nor repeats. Of the processes of a job only the first one writes.
     """
 
     def __init__(self, folder: Path, config: DictConfig, *, step: int = 0) -> None:
         self._file = None
-        self._wandb = None
+        self._dashboards: list[Dashboard] = []
         if not distributed.is_first():
             return
         path = folder / "metrics.jsonl"
-        _drop_later_lines(path, step)
-        self._summary = folder / "summary.json"
-        self._summary.unlink(missing_ok=True)  # the summary of an earlier, finished training
+        dropped = _drop_later_lines(path, step)
+        self._dashboards = open_dashboards(config, folder, step=step, dropped=dropped)
+        self._summary, self._per_query = folder / "summary.json", folder / "per_query.csv"
+        self._dashboards = open_dashboards(config, folder, step=step, dropped=dropped)
+        for file in (self._summary, self._per_query):  # of an earlier, finished training
+            file.unlink(missing_ok=True)
         self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
-        if config.wandb.mode != "disabled":
-            resolved: Any = OmegaConf.to_container(config, resolve=True)
-            import wandb  # late: it takes seconds, and most trainings do not use it
-
-            known = folder / "wandb_run_id"
-            resumes = config.resume == "auto" and known.exists()
-            run_id = known.read_text() if resumes else secrets.token_hex(4)
-            with replacing(known) as beside:
-                beside.write_text(run_id)
-            try:
-                self._wandb = wandb.init(
-                    mode=config.wandb.mode,
-                    project=config.wandb.project,
-                    entity=config.wandb.entity,
-                    name=config.wandb.name or folder.name,
-                    dir=str(folder),
-                    config=resolved,
-                    id=run_id,
-                    resume="allow",
-                )
-            except wandb.Error as error:  # no connection, no permission, …
-                self._file.close()
-                raise InputError(
-                    f"wandb: mode {config.wandb.mode}: {error}; fix that, or use the mode offline"
-                ) from error
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write metrics of one step (counted from 1; 0 is before training)."""
@@ -104,8 +60,8 @@ class Tracker:
             for name, value in metrics.items()
         }
         self._write_line({"step": step, **finite})
-        if self._wandb is not None:
-            self._wandb.log(dict(metrics), step=step)
+        for dashboard in self._dashboards:
+            dashboard.log(step, metrics)
 
     def sum_up(
         self,
@@ -113,14 +69,13 @@ class Tracker:
         metric: str,
         *,
         trained_on: Mapping[str, Any],
-        measured: Mapping[str, Any] | None,
+        comparison: Comparison | None,
         measured_on: str,
     ) -> None:
         """Write the summary of a finished training.
 
-        ``trained_on`` identifies the training lists. ``measured`` is the closing table
-        (`rankdistillm.training.validation.summarise`) of the queries ``measured_on``, "test" or
-        "validation"; None without a table.
+        ``trained_on`` identifies the training lists. ``comparison`` is the closing table of the
+        queries ``measured_on``, "test" or "validation"; None without a table.
         """
         if not distributed.is_first():
             return
@@ -131,17 +86,17 @@ class Tracker:
         }
         if progress.best is not None:
             summary["best_validation"] = {"value": progress.best, "step": progress.best_step}
-        if measured:
-            summary |= {"measured_on": measured_on, **measured}
+        if comparison is not None:
+            summary |= {"measured_on": measured_on, **summarise(comparison)}
+            with replacing(self._per_query) as beside:
+                text = per_query_csv({measured_on: comparison.measured})
+                # As `evaluate` writes it: file names that are not UTF-8 are escaped as in JSON.
+                beside.write_text(text + "\n", "utf-8", errors="backslashreplace", newline="")
         self._write_line({"step": progress.step, "summary": summary})
         with replacing(self._summary) as beside:
             beside.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
-        if self._wandb is not None:
-            means = summary.get("means", {})
-            last = {f"{measured_on}/{metric}/{name}": value for name, value in means.items()}
-            if progress.best is not None:  # W&B would show the last validation, not the best one
-                last[f"validation/{metric}"] = progress.best
-            self._wandb.summary.update(last)
+        for dashboard in self._dashboards:
+            dashboard.sum_up(summary, comparison)
 
     def _write_line(self, line: Mapping[str, Any]) -> None:
         if self._file is None:
@@ -155,28 +110,33 @@ class Tracker:
         """Close the files; call it after a failed training too."""
         if self._file is not None:
             self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        for dashboard in self._dashboards:
+            dashboard.close()
 
 
-def _drop_later_lines(path: Path, step: int) -> None:
+def _drop_later_lines(path: Path, step: int) -> Logged:
+    """Drop the lines after ``step`` and the summary; returns the names of metrics dropped."""
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     # A process that was killed may have left a partial last line.
     complete = [line for line in lines if line.endswith(b"\n")]
     if complete and not step:
         log.warning("%s: replacing the metrics of an earlier training", path)
-    kept = []
-    for number, line in enumerate(complete if step else [], 1):
+    kept: list[bytes] = []
+    dropped: dict[int, set[str]] = {}
+    for number, line in enumerate(complete, 1):
         try:
             found = json.loads(line)
-            is_earlier = found["step"] <= step and "summary" not in found
+            is_earlier, is_summary = found["step"] <= step, "summary" in found
         except (ValueError, KeyError, TypeError):  # a power failure can leave such lines
             log.warning("%s, line %d: damaged, dropped", path, number)
             continue
-        if is_earlier:
+        if is_earlier and not is_summary:
             kept.append(line)
+        elif not is_summary:
+            dropped.setdefault(found["step"], set()).update(found)
     with replacing(path) as beside:
         beside.write_bytes(b"".join(kept))
+    return dropped
 
 
 # Steps in a row. The loss scale of fp16 starts at 2^16 and each overflow halves it: 16 make it 1.
@@ -184,15 +144,21 @@ MAX_OVERFLOWS = 50
 
 
 class StepMetrics:
-    """Logs the loss, learning rate, gradient norm and throughput of each step.
+    """Logs the loss, learning rate, gradient norm, throughput, padding and memory of each step.
 
     Throughput counts the pairs of a step over the time since the step before, without the time
-    inside `paused`. ``is_fp16``: gradients may overflow, and the gradient scaler skips such steps.
+    inside `paused`. ``padding`` is the share of the positions that go through the layers of
+    ``model`` and hold no real token, in the forward passes of this process. ``memory_mib`` is the
+    `peak_memory` so far, in MiB.
+
+    ``is_fp16``: gradients may overflow, and the gradient scaler skips such steps.
     """
 
-    def __init__(self, tracker: Tracker, bar: tqdm, *, is_fp16: bool) -> None:
+    def __init__(self, tracker: Tracker, bar: tqdm, model: CrossEncoder, *, is_fp16: bool) -> None:
         self._tracker = tracker
         self._bar = bar
+        self._padding = PaddingCount(model)
+        self._device = model.device
         self._is_fp16 = is_fp16
         self._overflows = 0
         self._start = time.perf_counter()
@@ -230,7 +196,10 @@ class StepMetrics:
             "learning_rate": optimizer.param_groups[0]["lr"],
             "grad_norm": norm,
             "pairs_per_second": rate,
+            "padding": self._padding.take(),
         }
+        if (peak := peak_memory(self._device)) is not None:
+            metrics["memory_mib"] = round(peak / 2**20, 1)
         self._tracker.log(step, metrics)
         self._bar.set_postfix_str(f"loss {loss_value:.4f}, {rate:.0f} pairs/s", refresh=False)
 
@@ -240,3 +209,32 @@ class StepMetrics:
         paused_at = time.perf_counter()
         yield
         self._start += time.perf_counter() - paused_at
+
+
+class PaddingCount:
+    """Counts the positions that go through the layers of ``model`` in training, and real tokens.
+
+    The padded forward pass pads every pair to the longest one of its chunk. The packed one only
+    appends fillers, which suit the matrix products of a CPU. Where its attention has no kernel for
+    packed rows, it pads small rectangles by itself: those positions go through no layer and do not
+    count. Both numbers are sizes that the CPU knows: no device has to be waited for.
+    """
+
+    def __init__(self, model: CrossEncoder) -> None:
+        self._tokens = self._positions = 0
+        model.register_forward_pre_hook(self._note_tokens)
+        model.network.get_input_embeddings().register_forward_pre_hook(self._note_positions)
+
+    def take(self) -> float:
+        """The share of positions without a real token since the last call; 0 without positions."""
+        share = 1 - self._tokens / self._positions if self._positions else 0.0
+        self._tokens = self._positions = 0
+        return round(share, 6)
+
+    def _note_tokens(self, model: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        if model.training:  # not in a validation
+            self._tokens += len(inputs[0].tokens)
+
+    def _note_positions(self, embeddings: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        if embeddings.training:
+            self._positions += inputs[0].numel()

@@ -1,6 +1,7 @@
 """Re-rank and measure the validation and test queries of a training."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,21 +11,21 @@ import numpy as np
 
 from rankdistillm import distributed
 from rankdistillm.data.qrels import Qrels, check_overlap, read_qrels
-from rankdistillm.data.runs import Run
+from rankdistillm.data.runs import RankedList, Run
 from rankdistillm.data.texts import texts_of_run
 from rankdistillm.errors import InputError
-from rankdistillm.evaluation.metrics import RunMetrics, evaluate_run
+from rankdistillm.evaluation.metrics import RunMetrics, evaluate_run, trec_order
 from rankdistillm.evaluation.names import shown
-from rankdistillm.evaluation.report import format_table
 from rankdistillm.evaluation.significance import compare
+from rankdistillm.evaluation.tables import metrics_table, print_table
+from rankdistillm.evaluation.trainings import BEFORE, STUDENT, TEACHER
 from rankdistillm.model.cross_encoder import CrossEncoder
 from rankdistillm.model.reranker import Reranker
 from rankdistillm.model.tokenise import TokenisedTexts
 
 log = logging.getLogger(__name__)
 
-# The row of the trained student in the closing table.
-STUDENT = "student after"
+MOST_MOVED = 4  # passages named for each query
 
 
 @dataclass
@@ -156,39 +157,101 @@ def save_ranking_before(judged: JudgedRun, student: CrossEncoder, output: Path) 
         before.write(output / "before.run", tag="before")
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """The closing table of a training, on the queries of ``judged``.
+
+    ``runs`` and ``measured`` map each row to its ranking and its metrics: the first stage, then the
+    teacher and the untrained student if there are any, then the trained student.
+    """
+
+    judged: JudgedRun
+    metric: str
+    runs: Mapping[str, Run]
+    measured: Mapping[str, RunMetrics]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Row -> a name that it has whatever the file of the first stage is called."""
+        first, *others = self.runs
+        return {first: "first stage", **{name: name for name in others}}
+
+    def gains(self) -> list[dict[str, Any]]:
+        """A row per judged query, the largest gain first: where the student changed the ranking.
+
+        Each has ``query_id``, ``query`` (the text), the metric of each run under its name in
+        `columns`, ``gain`` (the trained student minus the untrained one, or minus the first stage
+        where that is unknown) and ``moved``: the passages that moved most between the two, with
+        their ranks and judgements.
+        """
+        base = BEFORE if BEFORE in self.runs else next(iter(self.runs))
+        rows = []
+        for query_id, judgements in self.judged.qrels.items():
+            values = {
+                column: self.measured[name].per_query[self.metric][query_id]
+                for name, column in self.columns.items()
+            }
+            gain = values[STUDENT] - values[self.columns[base]]
+            moved = _moved(self.runs[base][query_id], self.runs[STUDENT][query_id], judgements)
+            query = self.judged.queries[query_id]
+            rows.append(
+                {"query_id": query_id, "query": query, **values, "gain": gain, "moved": moved}
+            )
+        return sorted(rows, key=lambda row: -row["gain"])
+
+
+def _moved(before: RankedList, after: RankedList, judgements: Mapping[str, int]) -> str:
+    """The passages that moved most: ``d7: 14 → 2 (relevance 3); d1: 1 → 9 (unjudged)``.
+
+    Ranks are those that the metrics take, and count as in nDCG: moves near the top count most.
+    """
+    old = {doc_id: rank for rank, doc_id in enumerate(trec_order(before), 1)}
+    moves = [
+        (abs(1 / math.log2(1 + old[doc_id]) - 1 / math.log2(1 + new)), doc_id, old[doc_id], new)
+        for new, doc_id in enumerate(trec_order(after), 1)
+        if old.get(doc_id, new) != new
+    ]
+    return "; ".join(
+        f"{doc_id}: {rank} → {new} "
+        + (f"(relevance {judgements[doc_id]})" if doc_id in judgements else "(unjudged)")
+        for _, doc_id, rank, new in sorted(moves, key=lambda move: -move[0])[:MOST_MOVED]
+    )
+
+
 def print_comparison(
     judged: JudgedRun, student: CrossEncoder, metric: str, output: Path
-) -> dict[str, RunMetrics]:
+) -> Comparison | None:
     """Print the metric of the first stage, the teacher, and the student before and after training.
 
     Reads ``before.run`` in the folder ``output`` if it exists, and writes ``after.run`` there.
-    Returns row of the table -> its metrics; empty in all processes of a job but the first.
+    Returns None in all processes of a job but the first.
     """
     after = judged.rerank(student)
     if not distributed.is_first():
-        return {}
+        return None
     after.write(output / "after.run", tag="after")
     runs = {}
     if judged.teacher is not None:
-        runs["teacher"] = judged.teacher
+        runs[TEACHER] = judged.teacher
     file = output / "before.run"
     # A resumed training may have started with other queries.
     if file.exists() and (before := Run.read(file)).keys() == judged.run.keys():
-        runs["student before"] = before
+        runs[BEFORE] = before
     runs[STUDENT] = after
     first_stage = judged.name if judged.name and judged.name not in runs else "first stage"
     runs = {first_stage: judged.run, **runs}
-    metrics = {name: evaluate_run(run, judged.qrels, [metric]) for name, run in runs.items()}
-    print(format_table(metrics, [metric]))
-    return metrics
+    measured = {name: evaluate_run(run, judged.qrels, [metric]) for name, run in runs.items()}
+    print_table(metrics_table(measured, [metric]))
+    return Comparison(judged, metric, runs, measured)
 
 
-def summarise(measured: Mapping[str, RunMetrics], metric: str) -> dict[str, Any]:
-    """Sum up `print_comparison`: the means, and whether the student differs from the other rows.
+def summarise(comparison: Comparison) -> dict[str, Any]:
+    """Sum up a comparison: the means, and whether the student differs from the other rows.
 
     ``p_values``: row -> p-value of the paired t-test between it and the trained student, corrected
     by Holm's method for the number of rows; left out if there are fewer than two queries.
     """
+    measured, metric = comparison.measured, comparison.metric
     student = measured[STUDENT]
     summary: dict[str, Any] = {
         "queries": student.num_queries,

@@ -4,46 +4,28 @@ import pytest
 
 from rankdistillm.data.outputs import locked
 from rankdistillm.errors import InputError
-from rankdistillm.training.output import (
-    check_ours,
-    replacing_folder,
-    restore_folder,
-    training_folder,
-)
+from rankdistillm.training.output import check_ours, save_student, training_folder
 
 
-def test_a_replaced_folder_keeps_other_files_but_not_those_of_a_tokeniser(tmp_path):
+class Student:
+    """It writes the files that it is made of."""
+
+    def __init__(self, **texts):
+        self.texts = texts
+
+    def save_pretrained(self, folder):
+        for name, text in self.texts.items():
+            (folder / f"{name}.txt").write_text(text)
+
+
+def test_a_new_student_leaves_files_of_others_but_not_the_old_tokeniser(tmp_path):
     folder = tmp_path / "checkpoint"
-    for texts in ({"vocab.txt": "old", "a": "old", "sub/b": "mine"}, {"a": "new"}):
-        with replacing_folder(folder) as beside:
-            for name, text in texts.items():
-                (beside / name).parent.mkdir(exist_ok=True)
-                (beside / name).write_text(text)
-    found = {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
-    assert found == {"a": "new", "sub/b": "mine"}
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
-
-
-def test_a_failure_leaves_the_old_folder(tmp_path):
-    folder = tmp_path / "checkpoint"
-    folder.mkdir()
-    (folder / "a").write_text("old")
-
-    def fail():
-        with replacing_folder(folder) as beside:
-            (beside / "a").write_text("new")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert (folder / "a").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
-
-
-def test_a_folder_left_under_its_temporary_name_is_restored(tmp_path):
-    (tmp_path / ".checkpoint.old").mkdir()
-    restore_folder(tmp_path / "checkpoint")
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    save_student(Student(vocab="old", weights="old"), folder)
+    (folder / "notes").mkdir()
+    (folder / "README.md").write_text("my own")
+    save_student(Student(weights="new"), folder)
+    assert {path.name for path in folder.iterdir()} == {"weights.txt", "notes", "README.md"}
+    assert (folder / "weights.txt").read_text() == "new"
 
 
 def test_a_missing_folder_and_one_with_unrelated_files_are_accepted(tmp_path):

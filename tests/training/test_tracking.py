@@ -2,17 +2,22 @@
 
 import json
 import math
+import resource
 import time
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from rankdistillm.encoder import row_multiples
 from rankdistillm.errors import InputError
+from rankdistillm.losses import ranknet_loss
+from rankdistillm.model.heads import FILLER
 from rankdistillm.progress import progress_bar
-from rankdistillm.training.tracking import MAX_OVERFLOWS, StepMetrics, Tracker
+from rankdistillm.training.tracking import MAX_OVERFLOWS, PaddingCount, StepMetrics, Tracker
+from tests.helpers import PAIRS, compute_gradients, load_for_training, pack, training_data
 
-CONFIG = OmegaConf.create({"wandb": {"mode": "disabled"}})
+CONFIG = OmegaConf.create({"wandb": {"mode": "disabled"}, "tensorboard": False})
 
 
 def lines(folder):
@@ -49,12 +54,13 @@ def test_a_resumed_training_drops_later_lines_and_a_partial_one(tmp_path):
 
 
 @pytest.fixture
-def log_step(tmp_path):
+def log_step(tiny_bert, tmp_path):
     """``log_step(step, loss, grad_norm, is_fp16=…)``; the metrics of one training."""
     tracker = Tracker(tmp_path, CONFIG)
+    model = load_for_training(tiny_bert)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.25)
     metrics = {
-        is_fp16: StepMetrics(tracker, progress_bar(shown=False), is_fp16=is_fp16)
+        is_fp16: StepMetrics(tracker, progress_bar(shown=False), model, is_fp16=is_fp16)
         for is_fp16 in (True, False)
     }
 
@@ -69,11 +75,49 @@ def log_step(tmp_path):
     tracker.close()
 
 
-def test_a_step_logs_loss_learning_rate_gradient_norm_and_throughput(log_step, tmp_path):
+def test_a_step_logs_loss_learning_rate_gradient_norm_throughput_and_memory(log_step, tmp_path):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     log_step(1)
     (line,) = lines(tmp_path)
     assert line.pop("pairs_per_second") > 0
-    assert line == {"step": 1, "loss": 0.5, "learning_rate": 0.25, "grad_norm": 2.0}
+    assert line.pop("memory_mib") == pytest.approx(before / 2**20, rel=0.2)
+    assert line == {
+        "step": 1, "loss": 0.5, "learning_rate": 0.25, "grad_norm": 2.0, "padding": 0.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "deberta"])
+def test_padding_is_the_share_of_positions_without_a_token(architecture, packed, tiny_models):
+    model = load_for_training(tiny_models(architecture), packed=packed)
+    count = PaddingCount(model)
+    pairs = pack(model, PAIRS)
+    positions = len(pairs) * int(pairs.lengths.max())
+    if packed and architecture != "deberta":  # which has no packed path
+        multiples = row_multiples(len(pairs.tokens), model.device, torch.float32)
+        longest = min(FILLER, int(pairs.lengths.max()))
+        positions = len(pairs.filled(*multiples, longest).tokens)
+    model.eval()(pairs)  # a validation
+    model.train()(pairs)
+    assert count.take() == pytest.approx(1 - len(pairs.tokens) / positions, abs=1e-6)
+    assert count.take() == 0
+
+
+@pytest.mark.parametrize("budget", [40, 120, 10_000])  # part of a list, a list, all lists
+def test_padding_counts_every_forward_pass_of_a_step(budget, tiny_bert):
+    model = load_for_training(tiny_bert, packed=False)
+    count = PaddingCount(model)
+    batch = training_data((3, 9), list_size=9).batch(0)
+    compute_gradients(model, ranknet_loss, batch, budget)
+    tokens = positions = 0
+    for group in batch.micro_batches(budget, count_tokens=model.count_tokens):
+        lengths = batch.pairs.select(batch.rows_of(group)).lengths
+        chunks = model.plan_chunks(lengths, budget)
+        times = 1 if len(chunks) == 1 else 2  # gradient caching
+        for chunk in chunks:
+            tokens += times * lengths[chunk].sum()
+            positions += times * len(chunk) * lengths[chunk].max()
+    assert count.take() == pytest.approx(1 - tokens / positions, abs=1e-6)
 
 
 def test_a_pause_does_not_count_for_throughput(log_step, tmp_path):
