@@ -8,28 +8,27 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from rankdistillm.cli import run_command
-from rankdistillm.data.outputs import check_output, keep_apart, replacing
+from rankdistillm.data.outputs import check_output, keep_apart, write_text
 from rankdistillm.data.qrels import read_qrels
 from rankdistillm.data.runs import Run
 from rankdistillm.errors import InputError
 from rankdistillm.evaluation.metrics import RunMetrics, evaluate_run, parse_metric
 from rankdistillm.evaluation.plots import check_gains, check_plot, plot_gains
-from rankdistillm.evaluation.report import (
+from rankdistillm.evaluation.run_sets import JudgedFiles, check_baselines, find_runs
+from rankdistillm.evaluation.significance import Significance, check_settings, compare
+from rankdistillm.evaluation.tables import (
     Measured,
-    as_text,
     comparison_table,
     format_of,
     json_report,
     per_query_csv,
+    print_table,
 )
-from rankdistillm.evaluation.run_sets import JudgedFiles, find_runs
-from rankdistillm.evaluation.significance import Significance, check_settings, compare
-from rankdistillm.options import EVALUATE, check_options
+from rankdistillm.options import EVALUATE, check_options, texts_in
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +36,11 @@ log = logging.getLogger(__name__)
 def evaluate(config: DictConfig) -> None:
     """Measure the runs that ``config`` (conf/evaluate.yaml) names; print and write the table."""
     check_options(config, EVALUATE)
-    metrics, baselines = _names(config.metrics), _names(config.baseline)
+    metrics, baselines = texts_in(config.metrics), texts_in(config.baseline)
     _check_settings(config, metrics, baselines)
     files, notes = find_runs(config.runs, config.qrels)
     _check_outputs(config, files)
-    _check_baselines(files, baselines)
+    check_baselines(files, baselines)
     if config.plot:
         compared = [
             judged.runs.keys() - {baselines[0]}
@@ -54,7 +53,7 @@ def evaluate(config: DictConfig) -> None:
     significance, untested = _tests(_pooled_by_group(measured, groups), baselines, config)
     notes += untested
     table = comparison_table(measured, metrics, significance, groups, notes)
-    print(as_text(table))
+    print_table(table)
     if config.table:
         _write(config.table, format_of(config.table)(table))
     if config.per_query:
@@ -63,7 +62,8 @@ def evaluate(config: DictConfig) -> None:
         report = json_report(files, measured, significance, notes)
         _write(config.output, json.dumps(report, indent=2, ensure_ascii=False))
     if config.plot:
-        plot_gains(measured, metrics[0], baselines, Path(config.plot))
+        tested = _over_all(measured, significance, baselines, config)
+        plot_gains(measured, metrics[0], baselines, Path(config.plot), tested)
         log.info("wrote %s", config.plot)
 
 
@@ -113,22 +113,25 @@ def _tests(
     return found, [f"{group}: not tested: {error}" for group, error in errors.items()]
 
 
+def _over_all(
+    measured: Measured,
+    significance: Mapping[str, Significance],
+    baselines: Sequence[str],
+    config: DictConfig,
+) -> Significance | None:
+    """The comparisons over the queries of all collections, as a plot shows them."""
+    if len(measured) == 1:
+        return next(iter(significance.values()))
+    pooled = _pooled_by_group(measured, {"": list(measured)})
+    try:
+        return _tests(pooled, baselines, config)[0][""]
+    except InputError:  # every other run lacks a collection
+        return None
+
+
 def _measure(judged: JudgedFiles, metrics: Sequence[str]) -> dict[str, RunMetrics]:
     qrels = read_qrels(judged.qrels)
     return {name: evaluate_run(Run.read(run), qrels, metrics) for name, run in judged.runs.items()}
-
-
-def _names(given: Any) -> list[str]:
-    if given is None:
-        return []
-    return [str(name) for name in (given if isinstance(given, ListConfig) else [given])]
-
-
-def _check_baselines(files: Mapping[str, JudgedFiles], baselines: Sequence[str]) -> None:
-    runs = list(dict.fromkeys(name for judged in files.values() for name in judged.runs))
-    for baseline in baselines:
-        if baseline not in runs:
-            raise InputError(f"baseline={baseline} is not among the runs: {', '.join(runs)}")
 
 
 def _groups(collections: Iterable[str], config: DictConfig) -> dict[str, list[str]]:
@@ -176,9 +179,7 @@ def _pooled(by_collection: Mapping[str, RunMetrics]) -> RunMetrics:
 
 
 def _write(path: str, text: str) -> None:
-    with replacing(Path(path)) as beside:
-        # File names that are not UTF-8 give halves of surrogate pairs; escape them as JSON does.
-        beside.write_text(text + "\n", "utf-8", errors="backslashreplace", newline="")
+    write_text(Path(path), text)
     log.info("wrote %s", path)
 
 

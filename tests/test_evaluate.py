@@ -11,7 +11,7 @@ from scipy import stats
 from rankdistillm.data.runs import Run
 from rankdistillm.evaluation.metrics import evaluate_run
 from rankdistillm.evaluation.plots import PANELS_ACROSS
-from rankdistillm.evaluation.report import MISSING, format_table
+from rankdistillm.evaluation.tables import MISSING, as_text, metrics_table
 
 QUERIES = [f"q{i}" for i in range(20)]
 QRELS = {query_id: {"a": 2, "b": 1} for query_id in QUERIES}
@@ -139,7 +139,7 @@ def test_the_table_of_a_training_is_aligned():
         name: evaluate_run(Run.from_scores({"q0": {"a": 1.0}}), {"q0": {"a": 1}}, ["mrr@10"])
         for name in ("bm25", "student before")
     }
-    header, one, two = format_table(measured, ["mrr@10"]).splitlines()[:3]
+    header, one, two = as_text(metrics_table(measured, ["mrr@10"])).splitlines()[:3]
     assert (one.split(), two.split()) == (["bm25", "1.0000"], ["student", "before", "1.0000"])
     assert one.index("1.0000") == two.index("1.0000")
     assert header.index("mrr@10") >= len("student before")
@@ -280,7 +280,7 @@ def test_collections_by_name(folder, command):
     assert "good: no run of two" in result.out
 
 
-@pytest.mark.parametrize("suffix", ["png", "pdf"])
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
 def test_plots_are_the_same_file_each_time(suffix, files, command):
     options = ["qrels=qrels.txt", runs("bad", "better", "good"), "baseline=bad"]
     for name in ("one", "two"):
@@ -288,8 +288,32 @@ def test_plots_are_the_same_file_each_time(suffix, files, command):
         assert result.status == 0, result.err
         assert f"wrote {name}.{suffix}" in result.out
     content = (files / f"one.{suffix}").read_bytes()
-    assert content[:4] == {"png": b"\x89PNG", "pdf": b"%PDF"}[suffix]
+    assert content[:4] == {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xm"}[suffix]
     assert content == (files / f"two.{suffix}").read_bytes()
+
+
+def test_the_plot_of_many_collections_has_the_test_over_all_their_queries(
+    folder, command, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr("rankdistillm.evaluate.plot_gains", lambda *given: drawn.append(given))
+    options = ["runs=runs", QRELS_OF, "metrics=ndcg@10", "baseline=bad", "plot=p.svg"]
+    result = command("evaluate", *options)
+    assert result.status == 0, result.err
+    values = {
+        name: list(
+            evaluate_run(Run.read(folder / f"{name}.run"), QRELS, ["ndcg@10"])
+            .per_query["ndcg@10"]
+            .values()
+        )
+        for name in ("bad", "better", "good")
+    }
+    p = stats.ttest_rel(2 * values["good"] + values["better"], 3 * values["bad"]).pvalue
+    ((*_, tested),) = drawn
+    assert tested.p_values["bad"]["good"]["ndcg@10"] == pytest.approx(p)
+    (folder / "runs" / "__good__b.run").unlink()  # then nothing can be tested over all
+    assert command("evaluate", *options).status == 0
+    assert drawn[1][-1] is None
 
 
 def test_many_panels_fill_several_rows(files, command):
@@ -371,7 +395,7 @@ def test_an_empty_plot_is_refused_before_runs_are_read(files, command):
         (["correction=none"], "correction=none is not one of holm, bonferroni"),
         (["table=t.xls"], "t.xls: the suffix is not one of .txt, .md, .tex, .csv"),
         (["plot=p.png", "baseline=null"], "plot=p.png shows gains over a baseline"),
-        (["plot=p.gif"], "p.gif: write a .png or a .pdf"),
+        (["plot=p.gif"], "p.gif: the suffix is not one of .png, .pdf, .svg"),
         (["by=query"], "by=query is not one of collection, corpus"),
     ],
 )
@@ -427,20 +451,18 @@ def test_output_that_cannot_be_written(files, command):
 # ---- the command in its own process
 
 
-def test_the_command_in_its_own_process_leaves_no_files(files, process):
-    def evaluate(*arguments):
-        return process("-m", "rankdistillm.evaluate", *arguments, cwd=files, OMP_NUM_THREADS="1")
-
+def test_the_command_in_its_own_process_leaves_no_files(files, process, command):
     before = sorted(files.iterdir())
-    good = evaluate("qrels=qrels.txt", runs("bad", "good"), "baseline=bad", "metrics=[ndcg@10]")
+    good = process(
+        *("-m", "rankdistillm.evaluate", "qrels=qrels.txt", runs("bad", "good")),
+        *("baseline=bad", "metrics=[ndcg@10]"),
+        cwd=files,
+        OMP_NUM_THREADS="1",
+    )
     assert good.returncode == 0, good.stderr
     assert rows(good.stdout)["good"][0].endswith("*")
     assert sorted(files.iterdir()) == before  # no folder and no log file from Hydra
 
-    bad = evaluate("qrels=qrels.txt", runs("bad", "absent"))
-    assert bad.returncode != 0
-    assert "Traceback" not in bad.stdout + bad.stderr
-    errors = [line for line in bad.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert "absent.run: neither a file nor an ir_datasets id" in errors[0]
+    bad = command("evaluate", "qrels=qrels.txt", runs("bad", "absent"))
+    refused(bad, "absent.run: neither a file nor an ir_datasets id")
     assert sorted(files.iterdir()) == before

@@ -3,7 +3,8 @@
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -125,13 +126,16 @@ def acquire(lock: FileLock, *, timeout: float) -> None:
         lock.acquire(timeout=timeout)
 
 
+LOCK = ".rankdistillm.lock"
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
     """Lock ``folder`` for this process; the system releases the lock when the process ends.
 
     Raises `InputError` if another process holds it.
     """
-    file = folder / ".rankdistillm.lock"
+    file = folder / LOCK
     lock = FileLock(file)
     try:
         acquire(lock, timeout=0)
@@ -144,6 +148,22 @@ def locked(folder: Path) -> Iterator[Path]:
     finally:
         file.unlink(missing_ok=True)
         lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock of `locked`; False where that cannot be told."""
+    file = folder / LOCK
+    if not file.exists():
+        return False
+    lock = FileLock(file)
+    try:
+        acquire(lock, timeout=0)
+    except Timeout:
+        return True
+    except OSError:  # the folder of another user, or one that is gone by now
+        return False
+    lock.release()
+    return False
 
 
 def _beside(path: Path) -> Path:
@@ -169,3 +189,49 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the folder itself could not be created
             beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` and a final newline, by `replacing`."""
+    with replacing(path) as beside:
+        # File names that are not UTF-8 give halves of surrogate pairs; escape them as JSON does.
+        beside.write_text(text + "\n", "utf-8", errors="backslashreplace", newline="")
+
+
+@contextmanager
+def replacing_folder(folder: Path, *, keep: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+    """Yield a temporary folder beside ``folder``, and rename it to ``folder`` on success.
+
+    Until then ``folder`` keeps its old content; nothing half-written ever has its name. What the
+    old folder has and the new one lacks is moved there if ``keep`` says so, and else deleted.
+    """
+    beside = folder.with_name(f".{folder.name}.part")
+    old = folder.with_name(f".{folder.name}.old")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        for file in beside.rglob("*"):
+            if file.is_file():
+                to_disk(file)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
+        os.replace(beside, folder)
+        if keep is not None and old.exists():
+            for path in old.iterdir():
+                if keep(path) and not (folder / path.name).exists():
+                    os.replace(path, folder / path.name)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(folder: Path) -> None:
+    """Undo a `replacing_folder` that was killed between its two renames."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)

@@ -1,6 +1,6 @@
 """Read the texts of queries and passages from TSV and JSONL files or from ir_datasets."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,6 +94,26 @@ def texts_of_run(
             f"{docs or 'the run itself'}; {_remedy('docs', docs)}"
         )
     return query_texts, doc_texts
+
+
+def known_texts(
+    runs: Iterable[Run], source: str | Path | None, kind: Kind, wanted: Collection[str]
+) -> dict[str, str]:
+    """The texts of those ids of ``wanted`` that have one: from ``source``, or the runs' own.
+
+    Raises `InputError` for a source without any of them.
+    """
+    if source is None:
+        carried = [run.queries if kind == "query" else run.docs for run in runs]
+        return {i: text for texts in carried for i, text in texts.items() if i in wanted}
+    found = read_texts(source, kind, wanted=wanted)
+    if wanted and not found:
+        some = quoted(next(iter(wanted)))
+        raise InputError(
+            f"{source}: none of the {len(wanted)} texts that are wanted, such as that of the "
+            f"{kind}_id {some}; give the texts of the collection that the runs rank"
+        )
+    return found
 
 
 def _remedy(name: str, given: object) -> str:

@@ -1,4 +1,4 @@
-"""Plots for papers (PNG, PDF): each query's gain over a baseline; effectiveness by amount of data.
+"""Plots for papers (PNG, PDF, SVG): gains per query, effects of the amount of data, repeated runs.
 
 Needs matplotlib: ``pip install rankdistillm[plots]``.
 """
@@ -19,22 +19,25 @@ from rankdistillm.data.outputs import replacing
 from rankdistillm.errors import InputError, escaped, printable
 from rankdistillm.evaluation.metrics import RunMetrics
 from rankdistillm.evaluation.names import width, wrapped
+from rankdistillm.evaluation.significance import Significance
 
 log = logging.getLogger(__name__)
 
 # Okabe & Ito's colours, which colour-blind readers can distinguish.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vX"
+SUFFIXES = (".png", ".pdf", ".svg")
 PANELS_ACROSS = 3
-MOST_ROWS = 100  # a PNG of matplotlib has at most 65,535 pixels a side
+MOST_ROWS = 100  # of panels: a PNG of matplotlib has at most 65,535 pixels a side
+MOST_LINES = 1000  # of `plot_repeated`
 NAME_COLUMNS = 38  # the width of a panel, in characters of its title
 LEGEND_COLUMNS = 24
 
 
 def check_plot(path: Path) -> None:
-    """Raises `InputError` if the suffix is not .png or .pdf, or if matplotlib is missing."""
-    if path.suffix not in (".png", ".pdf"):
-        raise InputError(f"{path}: write a .png or a .pdf")
+    """Raises `InputError` if the suffix is not one of `SUFFIXES`, or if matplotlib is missing."""
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: the suffix is not one of {', '.join(SUFFIXES)}")
     if find_spec("matplotlib") is None:
         raise InputError("plots need matplotlib; install it with pip install 'rankdistillm[plots]'")
 
@@ -44,10 +47,12 @@ def plot_gains(
     metric: str,
     baselines: Sequence[str],
     path: Path,
+    tested: Significance | None = None,
 ) -> None:
     """Draw each query's gain over the first baseline, sorted, one panel per run, into ``path``.
 
-    ``measured``: collection -> run -> metrics; a panel has the queries of all collections.
+    ``measured``: collection -> run -> metrics; a panel has the queries of all collections. With
+    ``tested``, the comparisons over the same queries, each title has the p-value of the mean gain.
 
     Raises `InputError` as `check_gains` does.
     """
@@ -60,6 +65,7 @@ def plot_gains(
                 gains.setdefault(name, []).extend(own[q] - v for q, v in base.items())
     check_gains(list(gains), path)
     limit = 1.05 * max((abs(gain) for values in gains.values() for gain in values), default=1) or 1
+    p_values = tested.p_values.get(baselines[0], {}) if tested else {}
     with _fonts_for([*gains, baselines[0]]) as label:
         figure, panels = _panels(len(gains))
         for panel, colour, (name, values) in zip(
@@ -69,14 +75,18 @@ def plot_gains(
             panel.bar(np.arange(1, len(ordered) + 1), ordered, width=1.0, color=colour)
             panel.axhline(0, color="black", linewidth=0.8)
             better, worse = int((ordered > 0).sum()), int((ordered < 0).sum())
-            panel.set_title(
-                f"{label(name, NAME_COLUMNS)}\n{better} better, {worse} worse", fontsize=10
-            )
+            mean = f"mean gain {np.mean(ordered):+.4f}"
+            if metric in p_values.get(name, {}):
+                mean += f" ({_p_value(p_values[name][metric])})"
+            counts = f"{better} better, {worse} worse, {len(ordered) - better - worse} equal"
+            panel.set_title(f"{label(name, NAME_COLUMNS)}\n{mean}\n{counts}", fontsize=10)
             panel.set_xlabel("query, by gain")
             panel.set_ylim(-limit, limit)
         parts = f"gain in {metric} over", label(baselines[0], NAME_COLUMNS)
         is_short = width(" ".join(parts)) <= NAME_COLUMNS
         figure.supylabel((" " if is_short else "\n").join(parts), fontsize=10)
+        if tested and p_values:
+            figure.supxlabel(f"p: {tested.method}", fontsize=8)
         _save(figure, path)
 
 
@@ -134,6 +144,54 @@ def plot_amounts(
         _save(figure, path)
 
 
+def plot_repeated(
+    lines: Mapping[str, Sequence[float]],
+    path: Path,
+    *,
+    measurement: str,
+    repetition: str,
+    baselines: Mapping[str, float] | None = None,
+) -> None:
+    """Draw the values of repeated runs, one line for each setting, into ``path``.
+
+    ``lines``: setting -> its values, drawn as dots with their mean and, if there are several, their
+    standard deviation. ``repetition`` says what a dot is, such as "one seed". ``baselines``:
+    vertical lines.
+
+    Raises `InputError` as `check_plot` does, and for more lines than a PNG can hold.
+    """
+    check_plot(path)
+    if path.suffix == ".png" and len(lines) > MOST_LINES:
+        raise InputError(
+            f"{path}: {len(lines)} lines are too many for a .png; write a .pdf or an .svg"
+        )
+    with _fonts_for([*lines, *(baselines or {}), measurement, repetition]) as label:
+        figure, (panel,) = _panels(1, size=(6.4, 1.6 + 0.42 * len(lines)))
+        panel.grid(axis="y", visible=False)
+        panel.grid(axis="x", linewidth=0.4, alpha=0.6)
+        for y, values in enumerate(lines.values()):
+            dots = panel.scatter(values, [y] * len(values), s=22, color=COLOURS[0], alpha=0.6)
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0
+            mean = panel.errorbar(
+                np.mean(values), y + 0.25, xerr=spread, color="black", marker="D", markersize=4,
+                capsize=3,
+            )  # fmt: skip
+        labels = {"mean ± standard deviation": mean, label(repetition, LEGEND_COLUMNS): dots}
+        for style, (name, value) in zip(
+            cycle(("--", ":", "-.")), (baselines or {}).items(), strict=False
+        ):
+            drawn = panel.axvline(value, color="grey", linestyle=style, linewidth=1)
+            labels[label(f"mean of {name}", NAME_COLUMNS)] = drawn
+        panel.set_yticks(range(len(lines)), [label(name, NAME_COLUMNS) for name in lines])
+        panel.set_ylim(len(lines) - 0.5, -0.5)
+        panel.set_xlabel(label(measurement, NAME_COLUMNS))
+        figure.legend(
+            list(labels.values()), list(labels), frameon=False, fontsize=9,
+            loc="outside lower center",
+        )  # fmt: skip
+        _save(figure, path)
+
+
 def check_gains(compared: Sequence[str], path: Path) -> None:
     """Raises `InputError` if `plot_gains` cannot draw the runs ``compared`` with the baseline."""
     check_plot(path)
@@ -141,17 +199,22 @@ def check_gains(compared: Sequence[str], path: Path) -> None:
         raise InputError(f"{path}: nothing to draw beside the baseline; add another run")
     if path.suffix == ".png" and len(compared) > MOST_ROWS * PANELS_ACROSS:
         raise InputError(
-            f"{path}: {len(compared)} panels are too many for a .png; write a .pdf, or draw "
-            "fewer runs"
+            f"{path}: {len(compared)} panels are too many for a .png; write a .pdf or an .svg, or "
+            "draw fewer runs"
         )
 
 
-def _panels(number: int) -> tuple[Any, Sequence[Any]]:
+def _p_value(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _panels(number: int, size: tuple[float, float] | None = None) -> tuple[Any, Sequence[Any]]:
+    """A figure of panels; ``size``: width and height in inches, by default so much a panel."""
     from matplotlib.figure import Figure
 
     across = min(number, PANELS_ACROSS)
     rows = math.ceil(number / across)
-    figure = Figure(figsize=(3.6 * across + 1.2, 3.4 * rows), layout="constrained")
+    figure = Figure(figsize=size or (3.6 * across + 1.2, 3.6 * rows), layout="constrained")
     panels = list(figure.subplots(rows, across, sharey=True, squeeze=False).flat)
     for panel in panels[number:]:
         panel.remove()
@@ -186,7 +249,7 @@ def _fonts_for(names: Iterable[str]) -> Iterator[Callable[[str, int], str]]:
         text = "".join(escaped(c) if c in lacking else c for c in printable(name))
         return wrapped(text, columns)
 
-    settings: Any = {"text.parse_math": False, "text.usetex": False}
+    settings: Any = {"text.parse_math": False, "text.usetex": False, "svg.hashsalt": "rankdistillm"}
     settings["font.family"] = ["sans-serif", *families]
     with matplotlib.rc_context(settings):
         yield label
@@ -232,5 +295,6 @@ def _font_package(character: str) -> str:
 def _save(figure: Any, path: Path) -> None:
     with replacing(path) as beside:
         # Without a date, so that equal metrics give an identical file.
-        metadata = {"CreationDate": None} if path.suffix == ".pdf" else {}
+        dates = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+        metadata = dates.get(path.suffix, {})
         figure.savefig(beside, format=path.suffix[1:], dpi=160, metadata=metadata)

@@ -1,314 +1,234 @@
-"""Render results as a table (text, Markdown, LaTeX, CSV), as a CSV of each query, and as JSON."""
+"""Render a comparison of runs as one HTML page that needs no other file and no network.
 
-import csv
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+The page is ``report_page/page.html`` with its style and script inlined. Everything about single
+queries is data for the script: gzipped JSON in base64, so that no text in it can become markup and
+a page of 200 queries stays small. The script makes the rows of a query when it is opened.
+"""
+
+import base64
+import gzip
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
-from types import SimpleNamespace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from rankdistillm.errors import InputError
-from rankdistillm.evaluation.metrics import RunMetrics
-from rankdistillm.evaluation.names import Output, shown, width
-from rankdistillm.evaluation.run_sets import JudgedFiles
+from rankdistillm.data.qrels import Qrels
+from rankdistillm.data.runs import Run
+from rankdistillm.errors import printable
+from rankdistillm.evaluation.metrics import RunMetrics, parse_metric, trec_order
 from rankdistillm.evaluation.significance import Significance
+from rankdistillm.evaluation.tables import comparison_table
 
-MEAN, GEOMETRIC_MEAN = "mean", "geometric mean"
-MISSING = "—"
-# collection -> run -> its metrics
-Measured = Mapping[str, Mapping[str, RunMetrics]]
+PAGE = Path(__file__).parent / "report_page"
+
+
+class Exchange(NamedTuple):
+    """A window that a teacher was asked about: passages before and after, and what was repaired."""
+
+    asked: Sequence[str]
+    replied: Sequence[str]
+    repairs: Sequence[str]
 
 
 @dataclass(frozen=True)
-class Table:
-    """Runs as rows, measurements as columns.
+class RunOrigin:
+    """How a teacher's run was made: (name, value) of each fact, and query_id -> its windows."""
 
-    ``values`` maps (row, column) to a value, higher is better; absent cells are shown as missing.
-    ``marks`` maps (row, column) to marks of significance; ``notes`` stand below the table.
+    facts: Sequence[tuple[str, str]] = ()
+    windows: Mapping[str, Sequence[Exchange]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReportedRuns:
+    """Runs of one collection with their metrics; ``significance`` is None without ``baselines``.
+
+    ``measured`` and ``significance`` are over all judged queries, ``runs`` hold what is shown. The
+    first baseline is what gains are shown over at first.
     """
 
-    rows: Sequence[str]
-    columns: Sequence[str]
-    values: Mapping[tuple[str, str], float]
-    marks: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-
-    def emphasis(self, row: str, column: str) -> str:
-        """``best`` or ``second`` in its column, as printed; ``""`` elsewhere.
-
-        A column of equal values has no best one.
-        """
-        printed = {self._printed(r, column) for r in self.rows if (r, column) in self.values}
-        ranked = sorted(printed, key=float, reverse=True)
-        index = ranked.index(self._printed(row, column))
-        return ("best", "second")[index] if index < 2 and len(ranked) > 1 else ""
-
-    def cells(self, show: Callable[[str, str, str], str]) -> list[list[str]]:
-        """Rows of cells; ``show`` renders (value, marks, emphasis) of each that is present."""
-        return [
-            [
-                show(
-                    self._printed(row, column),
-                    self.marks.get((row, column), ""),
-                    self.emphasis(row, column),
-                )
-                if (row, column) in self.values
-                else MISSING
-                for column in self.columns
-            ]
-            for row in self.rows
-        ]
-
-    def _printed(self, row: str, column: str) -> str:
-        return f"{self.values[row, column]:.4f}"
+    runs: Mapping[str, Run]
+    qrels: Qrels
+    metrics: Sequence[str]
+    measured: Mapping[str, RunMetrics]
+    significance: Significance | None
+    baselines: Sequence[str]
 
 
-# ---- contents of the table
-
-
-def format_table(runs: Mapping[str, RunMetrics], metrics: Sequence[str]) -> str:
-    """A text table of one collection: runs as rows, metric means as columns, counts below."""
-    return as_text(comparison_table({"": runs}, metrics, {}, {"": [""]}))
-
-
-def comparison_table(
-    measured: Measured,
-    metrics: Sequence[str],
-    significance: Mapping[str, Significance],
-    groups: Mapping[str, Sequence[str]],
-    notes: Sequence[str] = (),
-) -> Table:
-    """A row per run and a column per metric.
-
-    With several groups of collections, each metric has a column per group and two for their means.
-
-    ``groups`` maps a group, such as a corpus, to its collections; ``significance`` is by group.
-    """
-    names = list(dict.fromkeys(name for runs in measured.values() for name in runs))
-    columns, values, marks = [], {}, {}
-    lacking: dict[str, list[str]] = {}
-    for metric in metrics:
-        label = "" if len(metrics) == 1 and len(groups) > 1 else metric
-        for group, collections in groups.items():
-            column = " ".join(part for part in (label, group if len(groups) > 1 else "") if part)
-            columns.append(column)
-            for name in names:
-                if any(name not in measured[c] for c in collections):
-                    lacking.setdefault(name, []).append(group)
-                    continue
-                values[name, column] = fmean(measured[c][name].means[metric] for c in collections)
-                if group in significance:
-                    marks[name, column] = significance[group].marks(name, metric)
-        if len(groups) > 1:
-            own = columns[-len(groups) :]
-            for mean, function in ((MEAN, fmean), (GEOMETRIC_MEAN, geometric_mean)):
-                column = f"{label} {mean}".strip()
-                columns.append(column)
-                for name in names:
-                    if name not in lacking:
-                        values[name, column] = function([values[name, c] for c in own])
-    notes = [*_counts(measured), *notes]
-    for name, absent in lacking.items():
-        notes.append(f"{name}: no run of {', '.join(dict.fromkeys(absent))}, so no mean")
-    notes += _captions(significance, groups)
-    return Table(names, columns, values, marks, notes)
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """The geometric mean; 0 if any value is 0."""
-    return statistics.geometric_mean(values) if all(value > 0 for value in values) else 0.0
-
-
-def _counts(measured: Measured) -> list[str]:
-    """How many queries are judged, and how many have no results or no judgements."""
-    lines = []
-    for collection, runs in measured.items():
-        where = f"{collection}: " if len(measured) > 1 else ""
-        lines.append(f"{where}judged queries: {next(iter(runs.values())).num_queries}")
-        for name, found in runs.items():
-            if lacking := len(found.without_results):
-                own = ", ".join(f"{m} {v:.4f}" for m, v in found.means_with_results.items())
-                lines.append(
-                    f"{where}{name}: no results for {lacking} judged queries, which count 0; mean "
-                    f"over the other {found.num_queries - lacking}: {own}"
-                )
-            if unjudged := len(found.without_judgements):
-                lines.append(f"{where}{name}: queries without judgements, left out: {unjudged}")
-    return lines
-
-
-def _captions(
-    significance: Mapping[str, Significance], groups: Mapping[str, Sequence[str]]
+def queries_shown(
+    runs: Mapping[str, Run], measured: Mapping[str, RunMetrics], metric: str, number: int | None
 ) -> list[str]:
-    """Explain the marks, once for all groups that share the explanation."""
-    tested: dict[str, list[str]] = {}
-    for group, found in significance.items():
-        tested.setdefault(found.caption, []).append(group)
-    captions = [
-        (f"{', '.join(those)}: " if len(tested) > 1 else "") + caption
-        for caption, those in tested.items()
-    ]
-    if any(len(groups[group]) > 1 for group in significance):
-        captions.append(
-            "metrics of a corpus are means over its collections; the tests pool their queries"
-        )
-    return captions
+    """The query_ids of all runs, in their order; at most ``number`` (None: all).
 
-
-# ---- formats of the table
-
-
-def as_text(table: Table) -> str:
-    """Aligned columns, with the notes below."""
-    room = max(map(len, table.marks.values()), default=0) or 1
-    cells = table.cells(lambda value, marks, _: value + marks.ljust(room))
-    cells = [[cell if cell != MISSING else MISSING + " " * room for cell in row] for row in cells]
-    names, columns = _shown(table.rows, "text"), _shown(table.columns, "text")
-    header = ["run", *(column + " " * room for column in columns)]
-    lines = [header, *([name, *row] for name, row in zip(names, cells, strict=True))]
-    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join(
-            [
-                name + " " * (widths[0] - width(name)),
-                *(" " * (w - width(c)) + c for c, w in zip(row, widths[1:], strict=True)),
-            ]
-        ).rstrip()
-        for name, *row in lines
-    ]
-    return "\n".join([*text, "", *_shown(table.notes, "text")])
-
-
-def as_markdown(table: Table) -> str:
-    """The best value of a column in bold, the notes as a list."""
-
-    def show(value: str, marks: str, emphasis: str) -> str:
-        superscript = r"\*" if marks == "*" else f"<sup>{marks}</sup>" if marks else ""
-        return (f"**{value}**" if emphasis == "best" else value) + superscript
-
-    names = _shown(table.rows, "markdown")
-    lines = [["run", *_shown(table.columns, "markdown")], ["---", *("---:" for _ in table.columns)]]
-    lines += [[name, *row] for name, row in zip(names, table.cells(show), strict=True)]
-    notes = [f"- {note}" for note in _shown((n.strip(" ") for n in table.notes), "markdown")]
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", *notes])
-
-
-def as_latex(table: Table) -> str:
-    """The best value in bold, the second underlined, marks as superscripts, notes in small print.
-
-    Needs the package booktabs; names in non-Latin scripts need XeLaTeX or LuaLaTeX.
+    Those stay where the runs differ most in the metric.
     """
+    query_ids = list(dict.fromkeys(query_id for run in runs.values() for query_id in run))
 
-    def show(value: str, marks: str, emphasis: str) -> str:
-        styled = {"best": rf"\textbf{{{value}}}", "second": rf"\underline{{{value}}}"}
-        return styled.get(emphasis, value) + (rf"\textsuperscript{{{marks}}}" if marks else "")
+    def spread(query_id: str) -> float:
+        values = [found.per_query[metric].get(query_id, 0.0) for found in measured.values()]
+        return max(values) - min(values)
 
-    body = [
-        " & ".join([name, *("--" if cell == MISSING else cell for cell in row)]) + r" \\"
-        for name, row in zip(_shown(table.rows, "latex"), table.cells(show), strict=True)
-    ]
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
-            r"\toprule",
-            " & ".join(["run", *_shown(table.columns, "latex")]) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            *([r"\par\smallskip", r"{\footnotesize"] if table.notes else []),
-            *(note + r"\par" for note in _shown(table.notes, "latex")),
-            *(["}"] if table.notes else []),
-        ]
+    kept = set(sorted(query_ids, key=spread, reverse=True)[:number])
+    return [query_id for query_id in query_ids if query_id in kept]
+
+
+def report_page(
+    comparison: ReportedRuns,
+    query_ids: Sequence[str],
+    queries: Mapping[str, str],
+    docs: Mapping[str, str],
+    *,
+    origins: Mapping[str, RunOrigin],
+    title: str,
+    notes: Sequence[str] = (),
+    characters: int | None = None,
+) -> str:
+    """The HTML of the page.
+
+    Args:
+        query_ids: the queries to show.
+        queries, docs: the texts that are known, by id.
+        origins: run -> how it was made.
+        notes: stand below the table of means, with its own.
+        characters: the length that passages are cut to; None: whole.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # imported late
+
+    tests = {} if comparison.significance is None else {"": comparison.significance}
+    table = comparison_table({"": comparison.measured}, comparison.metrics, tests, {"": [""]})
+    style, script = ((PAGE / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    environment = Environment(
+        loader=FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        title=printable(title),
+        columns=table.columns,
+        rows=list(zip(map(printable, table.rows), table.cells(), strict=True)),
+        notes=[printable(note) for note in (*table.notes, *notes)],
+        origins={
+            printable(run): [(name, printable(value)) for name, value in origin.facts]
+            for run, origin in origins.items()
+            if origin.facts
+        },
+        style=style,
+        style_hash=_csp_hash(style),
+        script=script,
+        script_hash=_csp_hash(script),
+        data=_packed(_page_data(comparison, query_ids, queries, docs, origins, characters)),
     )
 
 
-def as_csv(table: Table) -> str:
-    """One line per cell: run, column, value in full precision, marks."""
-    rows = [
-        (row, column, table.values[row, column], table.marks.get((row, column), ""))
-        for row in table.rows
-        for column in table.columns
-        if (row, column) in table.values
-    ]
-    return write_csv(("run", "measurement", "value", "marks"), rows)
+def _csp_hash(text: str) -> str:
+    """The expression by which a Content-Security-Policy allows this inline text alone."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-FORMATS = {".txt": as_text, ".md": as_markdown, ".tex": as_latex, ".csv": as_csv}
+def _packed(data: Any) -> str:
+    """Gzipped JSON in base64; equal data give the same text."""
+    content = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
 
 
-def format_of(path: str) -> Callable[[Table], str]:
-    """The format for the file's suffix; raises `InputError` for an unknown one."""
-    suffix = "." + path.rpartition(".")[2]
-    if suffix not in FORMATS:
-        raise InputError(f"{path}: the suffix is not one of {', '.join(FORMATS)}")
-    return FORMATS[suffix]
+# ---- the data of the page's script
 
 
-def _shown(names: Iterable[str], output: Output) -> list[str]:
-    return [shown(name, output) for name in names]
-
-
-# ---- the full results
-
-
-def per_query_csv(measured: Measured) -> str:
-    """One line per query, metric and run."""
-    rows = [
-        (collection, query_id, metric, name, value)
-        for collection, runs in measured.items()
-        for name, found in runs.items()
-        for metric, values in found.per_query.items()
-        for query_id, value in values.items()
-    ]
-    return write_csv(("collection", "query_id", "metric", "run", "value"), rows)
-
-
-def write_csv(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
-    """The text of a CSV file: numbers in full precision, names as `names.shown` escapes them."""
-    lines: list[str] = []
-    # With this line terminator, the csv module also quotes a carriage return inside a cell.
-    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")
-    for row in (header, *rows):
-        writer.writerow([shown(c, "csv") if isinstance(c, str) else repr(c) for c in row])
-    return "\n".join(line.removesuffix("\r\n") for line in lines)
-
-
-def json_report(
-    files: Mapping[str, JudgedFiles],
-    measured: Measured,
-    significance: Mapping[str, Significance],
-    notes: Sequence[str],
+def _page_data(
+    comparison: ReportedRuns,
+    query_ids: Sequence[str],
+    queries: Mapping[str, str],
+    docs: Mapping[str, str],
+    origins: Mapping[str, RunOrigin],
+    characters: int | None,
 ) -> dict[str, Any]:
-    """Everything behind the table, ready for JSON."""
-    collections = {
-        collection: {
-            "qrels": files[collection].qrels,
-            "runs": {
-                name: {
-                    "run": files[collection].runs[name],
-                    "means": found.means,
-                    "judged_queries": found.num_queries,
-                    "means_over_queries_with_results": found.means_with_results,
-                    "without_results": found.without_results,
-                    "without_judgements": found.without_judgements,
-                    "per_query": found.per_query,
-                }
-                for name, found in runs.items()
-            },
-        }
-        for collection, runs in measured.items()
+    """What ``page.js`` reads; runs, metrics and passages are named by their indices."""
+    runs, found = comparison.runs, comparison.measured
+    numbers: dict[str, int] = {}  # doc_id -> index
+    listed = [
+        _query_data(comparison, query_id, queries.get(query_id), origins, numbers)
+        for query_id in query_ids
+    ]
+    tests = comparison.significance
+    return {
+        "runs": list(map(printable, runs)),
+        "metrics": comparison.metrics,
+        "levels": [parse_metric(metric)[2] for metric in comparison.metrics],
+        "means": [[found[name].means[metric] for name in runs] for metric in comparison.metrics],
+        "judged": next(iter(found.values())).num_queries,
+        "baseline": list(runs).index(comparison.baselines[0]) if comparison.baselines else 0,
+        "p": [
+            [
+                [None if tests is None else _p_value(tests, base, name, m) for name in runs]
+                for base in runs
+            ]
+            for m in comparison.metrics
+        ],
+        "docs": list(numbers),
+        "texts": [_cut(docs.get(doc_id), characters) for doc_id in numbers],
+        "queries": listed,
     }
-    tests = {
-        group: {
-            "test": found.test,
-            "correction": found.correction,
-            "alpha": found.alpha,
-            "p_values": found.p_values,
-        }
-        for group, found in significance.items()
-    }
-    if list(collections) == [""]:  # a single collection without a name
-        return {**collections[""], **({"significance": tests[""]} if tests else {})}
-    return {"collections": collections, "significance": tests, "notes": list(notes)}
+
+
+def _query_data(
+    comparison: ReportedRuns,
+    query_id: str,
+    text: str | None,
+    origins: Mapping[str, RunOrigin],
+    numbers: dict[str, int],
+) -> dict[str, Any]:
+    """One query; adds its passages to ``numbers``."""
+
+    def indices(doc_ids: Sequence[str]) -> list[int]:
+        return [numbers.setdefault(doc_id, len(numbers)) for doc_id in doc_ids]
+
+    judged = comparison.qrels.get(query_id)
+    lists: list[Any] = []
+    for run in comparison.runs.values():
+        if query_id not in run:
+            lists.append(None)
+            continue
+        ranked = run[query_id]
+        score_of = dict(zip(ranked.doc_ids, ranked.scores.tolist(), strict=True))
+        doc_ids = trec_order(ranked)  # as the metrics take them
+        lists.append([indices(doc_ids), [float(f"{score_of[d]:.6g}") for d in doc_ids]])
+    windows = [
+        [
+            [indices(window.asked), indices(window.replied), list(window.repairs)]
+            for window in (origins[name].windows if name in origins else {}).get(query_id, ())
+        ]
+        for name in comparison.runs
+    ]
+    return {
+        "id": query_id,
+        "text": text,
+        "values": judged and [
+            [found.per_query[metric][query_id] for found in comparison.measured.values()]
+            for metric in comparison.metrics
+        ],
+        "lists": lists,
+        "grades": {numbers[d]: grade for d, grade in (judged or {}).items() if d in numbers},
+        "judged": dict(Counter((judged or {}).values())),
+        "windows": windows if any(windows) else None,
+    }  # fmt: skip
+
+
+def _p_value(tests: Significance, base: str, name: str, metric: str) -> float | None:
+    """The corrected p-value of two runs, whichever is the baseline; None if they are not tested."""
+    for baseline, other in ((base, name), (name, base)):
+        p = tests.p_values.get(baseline, {}).get(other, {}).get(metric)
+        if p is not None:
+            return p
+    return None
+
+
+def _cut(text: str | None, characters: int | None) -> str | None:
+    """The text, or its beginning up to the last space within ``characters``."""
+    if text is None or characters is None or len(text) <= characters:
+        return text
+    start, space, _ = text[: characters + 1].rpartition(" ")
+    return f"{start if space else text[:characters]} …"

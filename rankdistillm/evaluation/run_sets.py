@@ -1,6 +1,7 @@
 """Find the run files and judgements of each collection."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,14 @@ def find_runs(runs: Any, qrels: Any) -> tuple[dict[str, JudgedFiles], list[str]]
     if not found:
         raise InputError(f"no collection has judgements ({'; '.join(notes)}); give them in qrels")
     return found, notes
+
+
+def check_baselines(files: Mapping[str, JudgedFiles], baselines: Sequence[str]) -> None:
+    """Raises `InputError` for a baseline that is not among the runs of any collection."""
+    runs = list(dict.fromkeys(name for judged in files.values() for name in judged.runs))
+    for baseline in baselines:
+        if baseline not in runs:
+            raise InputError(f"baseline={baseline} is not among the runs: {', '.join(runs)}")
 
 
 def runs_of_folder(folder: Path, qrels: Any = None) -> dict[str, dict[str, str]]:

@@ -87,13 +87,16 @@ class Significance:
     @property
     def caption(self) -> str:
         """Explains the marks: baselines, test, correction, alpha."""
-        number = sum(len(compared) for compared in self.p_values.values())
         meant = ", ".join(f"{m} from {b}" for m, b in zip(self._marks, self.p_values, strict=True))
+        return f"differs significantly: {meant} ({self.method}, alpha = {self.alpha:g})"
+
+    @property
+    def method(self) -> str:
+        """The test and its correction, in words."""
+        number = sum(len(compared) for compared in self.p_values.values())
         return (
-            f"differs significantly: {meant} ({TESTS[self.test][0]}, "
-            f"{CORRECTIONS[self.correction][0]} correction over {number} comparison"
-            f"{'s' if number > 1 else ''} per metric, "
-            f"alpha = {self.alpha:g})"
+            f"{TESTS[self.test][0]}, {CORRECTIONS[self.correction][0]} correction over {number} "
+            f"comparison{'s' if number > 1 else ''} per metric"
         )
 
     @property

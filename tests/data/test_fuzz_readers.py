@@ -27,7 +27,7 @@ from rankdistillm.errors import InputError
 
 pytestmark = pytest.mark.slow
 
-INPUTS = int(os.environ.get("FUZZ_INPUTS", "15000"))
+INPUTS = int(os.environ.get("FUZZ_INPUTS", "6000"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 
 LONG = "x" * 20_000

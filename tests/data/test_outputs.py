@@ -6,7 +6,15 @@ import os
 import filelock
 import pytest
 
-from rankdistillm.data.outputs import check_output, keep_apart, locked, unwritable, writable_folder
+from rankdistillm.data.outputs import (
+    check_output,
+    keep_apart,
+    locked,
+    replacing_folder,
+    restore_folder,
+    unwritable,
+    writable_folder,
+)
 from rankdistillm.errors import InputError
 
 
@@ -50,3 +58,43 @@ def test_a_full_disk_is_named_as_the_cause(number):
         assert message.startswith("out: the disk is full")
         assert "free some space" in message
     assert "choose another place" in str(unwritable("out", OSError(errno.EACCES, "no")))
+
+
+def test_a_replaced_folder_keeps_what_it_is_told_to(tmp_path):
+    def write(texts, **options):
+        with replacing_folder(tmp_path / "folder", **options) as beside:
+            for name, text in texts.items():
+                (beside / name).parent.mkdir(exist_ok=True)
+                (beside / name).write_text(text)
+        found = (tmp_path / "folder").rglob("*")
+        assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+        return {
+            str(p.relative_to(tmp_path / "folder")): p.read_text() for p in found if p.is_file()
+        }
+
+    old = {"a": "old", "sub/b": "mine", "c": "stale"}
+    assert write(old) == old
+    assert write({"a": "new"}, keep=lambda path: path.name != "c") == {"a": "new", "sub/b": "mine"}
+    assert write({"a": "newer"}) == {"a": "newer"}
+
+
+def test_a_failure_leaves_the_old_folder(tmp_path):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "a").write_text("old")
+
+    def fail():
+        with replacing_folder(folder) as beside:
+            (beside / "a").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert (folder / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_folder_left_under_its_temporary_name_is_restored(tmp_path):
+    (tmp_path / ".checkpoint.old").mkdir()
+    restore_folder(tmp_path / "checkpoint")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]

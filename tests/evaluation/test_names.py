@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from rankdistillm.errors import JOINERS
 from rankdistillm.evaluation.names import shown, wrapped
-from rankdistillm.evaluation.report import Table, as_csv, as_latex, as_markdown, as_text, write_csv
+from rankdistillm.evaluation.tables import Table, as_csv, as_latex, as_markdown, as_text, write_csv
 from tests.helpers import HOSTILE_NAMES, random_names
 
 NAMES = tuple(dict.fromkeys((*HOSTILE_NAMES, *random_names(400))))
