@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,6 +32,16 @@ CONFIGS = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if p
 
 # Option groups without a default; the user adds them as +GROUP=NAME.
 APPENDED = {"train": ("stage", "recipe")}
+# A line for each group of options; the files of conf/GROUP are its choices.
+GROUPS = {
+    "model": "the student: where it starts, and how it cuts texts",
+    "data": "texts, runs and judgements, and how training lists are drawn from them",
+    "loss": "what a training minimises",
+    "stage": "what a training learns from: judged positives, then a teacher's ranking",
+    "recipe": "settings of a whole training that were tried together",
+    "teacher": "the model that ranks",
+    "ranking": "which passages the teacher compares in one question",
+}
 
 USER_ERRORS = (InputError, HydraException, OmegaConfBaseException, OSError)
 LONGEST = 1000  # characters of a message
@@ -68,9 +79,10 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
             return float("nan")  # the worst value, for sweepers that optimise
 
     try:
-        check_overrides(sys.argv[1:])
+        groups = [group.removeprefix("+") for group in groups_of(config_name)]
+        check_overrides(sys.argv[1:], groups)
         main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
-        with _errors_raised_by_hydra():
+        with _errors_raised_by_hydra(), _sigterm_unwinds():
             main(reported)()
     except USER_ERRORS as error:
         if wants_traceback:
@@ -98,6 +110,29 @@ def _errors_raised_by_hydra() -> Iterator[None]:
         os.environ.pop("HYDRA_FULL_ERROR")
         if before is not None:
             os.environ["HYDRA_FULL_ERROR"] = before
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """SIGTERM ends the ``with`` block by `SystemExit`, so that no temporary file stays behind.
+
+    A second one ends the process at once. The processes that torchrun starts keep the system's
+    way: they may wait for each other, and torchrun then kills those that do not end.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or distributed.world_size() > 1:
+        yield
+        return
+
+    def unwind(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class RemoveUnusedFolders(Callback):
@@ -164,27 +199,46 @@ def _shortened(message: str) -> str:
 
 def _help(command: str) -> str:
     """The output of ``--help``: the groups and options of the command, with their comments."""
-    defaults = OmegaConf.load(CONFIGS / f"{command}.yaml").defaults
-    chosen = [str(group) for entry in defaults if OmegaConf.is_dict(entry) for group in entry]
-    groups, options = [], [_commented(f"{command}.yaml")]
-    for group in (*chosen, *APPENDED.get(command, ())):
-        if not (CONFIGS / group).is_dir():  # a group of Hydra itself
-            continue
-        names = " | ".join(sorted(file.stem for file in (CONFIGS / group).glob("*.yaml")))
-        groups.append(f"  {group if group in chosen else f'+{group}'}={names}")
-        if choice := HydraConfig.get().runtime.choices.get(group):
-            text = _commented(f"{group}/{choice}.yaml")
-            if group in chosen and not _sets_options_of_all(f"{group}/{choice}.yaml"):
+    groups, options = [], [commented(f"{command}.yaml")]
+    for name in groups_of(command):
+        group = name.removeprefix("+")
+        choice = HydraConfig.get().runtime.choices.get(group)
+        listed = " | ".join(f"[{c}]" if c == choice else c for c in choices_of(group))
+        label = f"  {name}="
+        groups.append(f"{label:<11}{GROUPS[group]}\n{textwrap.indent(_filled(listed), ' ' * 11)}")
+        if choice:
+            text = commented(f"{group}/{choice}.yaml")
+            if name == group and not sets_options_of_all(f"{group}/{choice}.yaml"):
                 text = f"{group}: # {group}={choice}\n{textwrap.indent(text, '  ')}"
             options.append(text)
     parts = [
         f"python -m rankdistillm.{command} NAME=VALUE …",
-        *(["Groups of options:\n" + "\n".join(groups)] if groups else []),
+        *(["Groups of options, [chosen]:\n" + "\n".join(groups)] if groups else []),
         "Options:",
         *options,
         "More: --cfg job (the options as this command line sets them), -m (sweep), --hydra-help",
     ]
     return "\n\n".join(parts).replace("$", "$$")  # Hydra fills it in as a template
+
+
+def groups_of(command: str) -> list[str]:
+    """The groups of options that a command takes; ``+GROUP`` for those without a default."""
+    defaults = OmegaConf.load(CONFIGS / f"{command}.yaml").defaults
+    chosen = [str(group) for entry in defaults if OmegaConf.is_dict(entry) for group in entry]
+    # Hydra has groups of its own, such as hydra/launcher.
+    return [
+        *(group for group in chosen if group in GROUPS),
+        *(f"+{group}" for group in APPENDED.get(command, ())),
+    ]
+
+
+def choices_of(group: str) -> list[str]:
+    """The files of a group of options, by name."""
+    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, 88, break_long_words=False, break_on_hyphens=False)
 
 
 def _option_names(command: str) -> set[str]:
@@ -197,7 +251,8 @@ def _option_names(command: str) -> set[str]:
             is_of_all = "# @package _global_" in file.read_text("utf-8")
             options = OmegaConf.to_container(OmegaConf.load(file))
             names |= {name for name, _ in leaves(options, "" if is_of_all else group)}
-    return names
+    appended = APPENDED.get(command, ())
+    return names - {*appended} | {f"+{group}" for group in appended}
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -215,12 +270,12 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, tree
 
 
-def _sets_options_of_all(file: str) -> bool:
+def sets_options_of_all(file: str) -> bool:
     """Whether a config names its options from the top, and not within its group."""
     return "# @package _global_" in (CONFIGS / file).read_text("utf-8")
 
 
-def _commented(file: str) -> str:
+def commented(file: str) -> str:
     """The text of a config, without the parts that are for Hydra alone.
 
     Options that it takes from ``common/`` and does not set follow its own.
@@ -233,13 +288,29 @@ def _commented(file: str) -> str:
     own = set(re.findall(r"(?m)^(\w+):", text))
     for base in bases:
         if base.startswith("common/"):
-            shared = _commented(f"{file.partition('/')[0]}/{base}.yaml")
+            shared = commented(f"{file.partition('/')[0]}/{base}.yaml")
             options = re.finditer(r"(?m)^(\w+):.*(\n .*)*", shared)
             text = "\n".join([text, *(o[0] for o in options if o[1] not in own)])
     return text
 
 
+def _sweep() -> str | None:
+    """The name of the folder of the sweep that this job belongs to; None outside of sweeps."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return os.path.basename(os.path.abspath(HydraConfig.get().sweep.dir))
+
+
+def _choices(*groups: str) -> list[str]:
+    """The names that the command line or its defaults choose in these groups of options."""
+    # A config that is composed outside of a command has none.
+    chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return [chosen[group] for group in groups if chosen.get(group)]
+
+
 # `${package:mini/docs.tsv}` is a file that ships with the package.
 OmegaConf.register_new_resolver("package", lambda name: str(PACKAGE / name), replace=True)
 OmegaConf.register_new_resolver("varying", varying, replace=True)
+OmegaConf.register_new_resolver("sweep", _sweep, replace=True)
+OmegaConf.register_new_resolver("choices", _choices, replace=True)
 OmegaConf.register_new_resolver("help", _help, replace=True)

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rankdistillm.errors import InputError, check_count, check_flag, check_number
+from rankdistillm.overrides import meant
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ def check_tree(name: str, value: Any) -> None:
 def check_choice(name: str, value: Any, *, choices: Sequence[str]) -> None:
     """Raises `InputError` for anything but one of ``choices``."""
     if value not in choices:
-        raise InputError(f"{name}={value} is not one of {', '.join(choices)}")
+        close = meant(value, choices) if isinstance(value, str) else ""
+        raise InputError(f"{name}={value} is not one of {', '.join(choices)}{close}")
 
 
 def check_below_one(name: str, value: Any, **bounds: Any) -> None:
@@ -148,6 +150,11 @@ TRAIN: dict[str, Check] = {
     "wandb.project": TEXT,
     "wandb.entity": optional(TEXT),
     "wandb.name": optional(TEXT),
+    "wandb.group": optional(TEXT),
+    "wandb.job_type": optional(TEXT),
+    "wandb.tags": partial(check_texts, optional=True),
+    "wandb.artifacts": one_of("none", "references", "upload"),
+    "tensorboard": FLAG,
     "loss._target_": TEXT,
 }
 
@@ -205,6 +212,7 @@ TEACH: dict[str, Check] = ASK | {
     "run": TEXT,
     "depth": optional(COUNT),
     "qrels": optional(TEXT),
+    "windows": FLAG,
     "ranking._target_": TEXT,
     "ask.top_logprobs": COUNT,
 }
@@ -220,6 +228,9 @@ GENERATE: dict[str, Check] = ASK | {
     "filter.reranker": optional(TEXT),
     "filter.candidates": COUNT,
 }
+
+# The options of every command that compares runs.
+COMPARED = ("runs", "qrels", "metrics", "baseline", "test", "correction", "alpha")
 
 EVALUATE: dict[str, Check] = {
     "runs": check_tree,
@@ -237,6 +248,29 @@ EVALUATE: dict[str, Check] = {
     "plot": optional(TEXT),
 }
 
+SUMMARIZE: dict[str, Check] = {
+    "folder": check_texts,
+    "metric": optional(TEXT),
+    "over": optional(check_texts),
+    "baseline": optional(check_texts),
+    "test": TEXT,
+    "correction": TEXT,
+    "alpha": POSITIVE,
+    "table": optional(TEXT),
+    "plot": optional(TEXT),
+}
+
+REPORT: dict[str, Check] = {
+    **{name: EVALUATE[name] for name in COMPARED},
+    "data.docs": optional(TEXT),
+    "data.queries": optional(TEXT),
+    "title": optional(TEXT),
+    "num_queries": optional(COUNT),
+    "depth": optional(COUNT),
+    "characters": optional(COUNT),
+    "output": TEXT,
+}
+
 EXPORT: dict[str, Check] = {
     "model.path": TEXT,
     "format": TEXT,
@@ -248,11 +282,18 @@ EXPORT: dict[str, Check] = {
     "private": FLAG,
 }
 
+INFO: dict[str, Check] = {
+    "device": TEXT,
+    "precision": TEXT,
+    "model.path": optional(TEXT),
+}
+
 # The options that name inputs.
 READ = ("model.path", "data.docs", "data.queries", "run")
 EXPORTED = ("model.path",)
 ASKED = ("data.docs", "data.queries", "run", "qrels")
 WRITTEN_FOR = ("data.docs", "examples", "filter.index", "filter.reranker")
+TEXTS = ("data.docs", "data.queries")
 SEARCHED = ("data.docs", "data.queries", "index")
 READ_BY_TRAINING = (
     "model.path", "data.docs", "data.queries", "data.train.run", "data.train.first_stage",
@@ -288,6 +329,13 @@ def check_options(config: DictConfig, checks: Mapping[str, Check]) -> None:
         if getattr(check, "func", check) in (check_text, check_texts, check_tree):
             group[last] = _numbers_as_text(group[last])
         check(name, group[last])
+
+
+def texts_in(value: Any) -> list[str]:
+    """The texts of an option that passes `check_texts`."""
+    if value is None:
+        return []
+    return [str(text) for text in (value if OmegaConf.is_list(value) else [value])]
 
 
 def _numbers_as_text(value: Any) -> Any:

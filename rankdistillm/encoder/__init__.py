@@ -23,21 +23,31 @@ is transformers' own padded forward; both paths give the same scores up to round
 
 The public interface is what this module exports: `pack_encoder` prepares an encoder in place,
 `run_packed` runs it on the rows of a `Segments`, `fused_layers` makes faster layers once for many
-calls without gradients, and `row_multiples` tells which row sizes suit a device.
+calls without gradients, and `row_multiples` tells which row sizes suit a device. `PACKED_MODELS`
+and `scoring_layers` say what runs here.
 
 If transformers renames a layer class or an attribute of one, `layers.py` is the file to change
 first (``LAYERS`` and the two forward methods), then the constructors of `cpu.CpuLayer` and
 `cuda.CudaLayer`; if it changes how an attention function is registered or called, `attention.py`.
 """
 
-from rankdistillm.encoder.layers import FusedLayers, fused_layers, pack_encoder, run_packed
+from rankdistillm.encoder.attention import PACKED_MODELS
+from rankdistillm.encoder.layers import (
+    FusedLayers,
+    fused_layers,
+    pack_encoder,
+    run_packed,
+    scoring_layers,
+)
 from rankdistillm.encoder.segments import Segments, row_multiples
 
 __all__ = [
+    "PACKED_MODELS",
     "FusedLayers",
     "Segments",
     "fused_layers",
     "pack_encoder",
     "row_multiples",
     "run_packed",
+    "scoring_layers",
 ]

@@ -20,12 +20,12 @@ from rankdistillm.encoder.segments import Segments
 NAME = "rankdistillm_packed"
 
 # The embeddings and layers of these models treat each token alone: only attention crosses tokens.
-MODEL_TYPES = ("bert", "electra", "roberta", "xlm-roberta", "camembert", "modernbert")
+PACKED_MODELS = ("bert", "electra", "roberta", "xlm-roberta", "camembert", "modernbert")
 
 
 def use_packed_attention(model: Any) -> bool:
     """Switch a transformers model to `packed_attention`; returns whether it supports that."""
-    if model.config.model_type not in MODEL_TYPES:
+    if model.config.model_type not in PACKED_MODELS:
         return False
     model.set_attn_implementation(NAME)
     return True

@@ -88,6 +88,20 @@ def fused_layers(network: nn.Module, device: torch.device, dtype: torch.dtype) -
     return {}
 
 
+def scoring_layers(device: torch.device, dtype: torch.dtype) -> str:
+    """Say which layers of BERT's kind score on the device, and why no faster ones: one line."""
+    half = dtype.itemsize == 2
+    if half and cuda.is_available(device):
+        return "fused Triton kernels"
+    if device.type == "cpu" and dtype == torch.bfloat16 and cpu.is_available():
+        return "oneDNN's fused calls in bf16"
+    if not half:
+        return "plain torch layers: the faster ones need half precision"
+    if device.type == "cuda":
+        return "plain torch layers: Triton does not work here, or the GPU is older than Ampere"
+    return "plain torch layers: the faster ones need bf16 in hardware, and torch's oneDNN calls"
+
+
 def _bert_layers(encoder: Any) -> list[Any]:
     """The encoder's layers if they are built like BERT's, else none."""
     layers = list(getattr(getattr(encoder, "encoder", None), "layer", ()))
