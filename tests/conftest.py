@@ -14,13 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-
-if not torch.cuda.is_available():  # before transformers imports Triton
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+from hydra._internal.hydra import Hydra
 
 from rankdistillm.cli import PACKAGE
-from tests.helpers import write_encoder
+
+
+def pytest_collectstart() -> None:
+    """Before transformers imports Triton; the process that hands out the tests needs no torch."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,6 +41,8 @@ def _own_token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a tiny random encoder of that architecture."""
+    from tests.helpers import write_encoder
+
     made: dict[str, Path] = {}
 
     def make(architecture: str) -> Path:
@@ -69,6 +75,8 @@ def command(
     `process` runs the same in a process of its own.
     """
     monkeypatch.chdir(tmp_path)
+    # Hydra composes each config twice, the first time for hydra.mode alone, which no config sets.
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
 
     def run(module: str, *arguments: object) -> Command:
         main = __import__(f"rankdistillm.{module}", fromlist=["main"]).main

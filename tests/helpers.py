@@ -1,5 +1,8 @@
-"""Tiny random models with a real tokeniser, pairs and training lists that many tests share."""
+"""Tiny random models with a real tokeniser, pairs, training lists and folders of trainings."""
 
+import json
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import torch
 import transformers
+import yaml
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch.amp import GradScaler
 
@@ -14,6 +18,8 @@ from rankdistillm.cli import PACKAGE
 from rankdistillm.data.batches import TrainingData
 from rankdistillm.data.runs import Run
 from rankdistillm.data.texts import read_texts
+from rankdistillm.evaluation.metrics import RunMetrics
+from rankdistillm.evaluation.tables import per_query_csv
 from rankdistillm.model.cross_encoder import CrossEncoder
 from rankdistillm.model.pairs import PairTemplate
 from rankdistillm.model.tokenise import TokenisedTexts
@@ -89,17 +95,20 @@ CHAT = (
 LIST_OPTIONS = {"targets": "rank", "transform": None, "sampling": "random", "list_size": 4}
 
 
-def collection_words() -> list[str]:
+@cache
+def collection_words() -> tuple[str, ...]:
     """The first 3,000 distinct words of the embedded collection, in alphabetical order."""
     texts = read_texts(PACKAGE / "mini" / "docs.tsv", "doc")
-    return sorted({word for text in texts.values() for word in text.lower().split()})[:3000]
+    words = {word for text in texts.values() for word in text.lower().split()}
+    return tuple(sorted(words)[:3000])
 
 
 def tokenizer_for(architecture: str) -> transformers.PreTrainedTokenizerFast:
     """A tokeniser of the embedded collection's words, with the architecture's special tokens."""
     bos, sep = ("<s>", "</s>") if architecture in ROBERTAS else ("[CLS]", "[SEP]")
     vocabulary = ["[PAD]", "[UNK]", bos, sep, *"abcdefghijklmnopqrstuvwxyz"]
-    vocabulary += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + collection_words()
+    vocabulary += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    vocabulary += collection_words()
     ids = {word: i for i, word in enumerate(dict.fromkeys(vocabulary))}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
@@ -286,6 +295,53 @@ def write_parquet(path, rows):
     names = ("query_id", "doc_id", "rank", "score")
     columns = dict(zip(names, zip(*rows, strict=True), strict=True))
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+# The resolved config of a training, shortened.
+TRAINING = {
+    "model": {"path": "sentence-transformers/all-MiniLM-L6-v2", "dropout": 0.0},
+    "data": {
+        "docs": "docs.tsv",
+        "train": {"run": "teacher.run", "list_size": 6, "transform": None},
+        "validation": {"run": "v.run", "qrels": "v.txt", "docs": "docs.tsv", "depth": 20},
+        "test": {"run": "t.run", "qrels": "t.txt", "docs": "docs.tsv", "depth": 20},
+    },
+    "loss": {"_target_": "rankdistillm.losses.ranknet_loss", "_partial_": True, "temperature": 1.0},
+    "stage": "distill", "seed": 1, "device": "auto", "queries_per_step": 8, "epochs": 4,
+    "max_steps": None, "optim": {"learning_rate": 1e-4},
+    "validation": {"from_train": None, "every": None, "metric": "ndcg@10"},
+    "output": "out", "wandb": {"mode": "disabled"},
+}  # fmt: skip
+
+
+def write_training(
+    folder, options=None, *, values=(0.5, 0.75), best=0.6, step=67, measured_on="test",
+    finished=True, per_query=True, first_stage=0.4,
+):  # fmt: skip
+    """Write what a training leaves; ``options`` are dotted, ``values`` those of its queries."""
+    config = deepcopy(TRAINING) | {"output": str(folder)}
+    for name, value in (options or {}).items():
+        *groups, last = name.split(".")
+        group = config
+        for key in groups:
+            group = group[key]
+        group[last] = value
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (folder / "metrics.jsonl").write_text("".join(f'{{"step": {i + 1}}}\n' for i in range(step)))
+    if not finished:
+        return
+    metric = config["validation"]["metric"]
+    means = {"bm25": first_stage, "student before": 0.1, "student after": float(np.mean(values))}
+    summary = {
+        "step": step, "metric": metric, "best_validation": {"value": best, "step": step},
+        "measured_on": measured_on, "queries": len(values), "means": means,
+    }  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary))
+    if per_query:
+        measured = {f"q{i}": value for i, value in enumerate(values)}
+        runs = {"student after": RunMetrics({metric: measured})}
+        (folder / "per_query.csv").write_text(per_query_csv({measured_on: runs}) + "\n")
 
 
 # Names of runs that some terminal, spreadsheet or typesetter would misread.

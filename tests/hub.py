@@ -58,7 +58,9 @@ def serving(files: dict[str, bytes], home: Path) -> Iterator[dict[str, str]]:
     """Serve the files; gives the environment in which commands take them, into ``home``."""
     Hub.files, Hub.cut_after, Hub.requests = files, None, []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    ).start()
     try:
         yield {
             "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import zipfile
 from contextlib import nullcontext
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from rankdistillm.cli import CONFIGS, PACKAGE, run_command
 from rankdistillm.errors import InputError
@@ -37,6 +40,7 @@ def test_a_training_writes_its_output_folder_and_nothing_else(process, tiny_bert
         ("train", "model.pth=x", "did you mean model.path? (--help"),
         ("train", "data.train.list_sise=3", "did you mean data.train.list_size? (--help"),
         ("train", "xyzzy=1", "error: no option xyzzy (--help lists all)"),
+        ("export", "path=x", "no option path; did you mean model.path? (--help"),
         ("generate_queries", "num_pasages=3", "did you mean num_passages? (--help"),
         ("generate_queries", "ask.maxtokens=3", "did you mean ask.max_tokens? (--help"),
         ("generate_queries", "teacher=query_likelihood", "teacher=query_likelihood sets ranking,"),
@@ -59,8 +63,12 @@ def test_an_error_is_one_line_and_exit_status_1(process, tmp_path):
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
     assert "loss=focal is not one of adr_mse, approx_mrr, " in line
-    full = process(*TRAIN, "loss=focal", cwd=tmp_path, HYDRA_FULL_ERROR="1")
-    assert "Traceback" in full.stderr
+
+
+def test_hydra_full_error_keeps_the_traceback(job, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(HydraException, match="focal"):
+        job(print, "data=focal")
 
 
 def test_ctrl_c_exits_without_a_traceback(command, monkeypatch):
@@ -175,12 +183,17 @@ def test_a_programming_error_keeps_its_traceback(job, monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_jobs_of_a_launcher_name_their_folders_after_the_sweep(process, tiny_bert, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
-    options = ("hydra/launcher=submitit_local", "loss=ranknet,adr_mse", f"model.path={tiny_bert}")
-    result = process(*TRAIN, "-m", "+stage=distill", *options, *QUICK, cwd=tmp_path)
+    options = ("-m", "+stage=distill", "hydra/launcher=submitit_local", f"model.path={tiny_bert}")
+    result = process(*TRAIN, *options, "loss=ranknet,adr_mse", *QUICK, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     students = tmp_path.glob("outputs/distill/sweep_*/*/checkpoint/model.safetensors")
-    assert {path.parent.parent.name for path in students} == {"loss=ranknet", "loss=adr_mse"}
-    wrong = process(*TRAIN, "-m", "+stage=distill", *options, "epochs=0", *QUICK, cwd=tmp_path)
+    folders = {path.parent.parent for path in students}
+    assert {folder.name for folder in folders} == {"loss=ranknet", "loss=adr_mse"}
+    for folder in folders:
+        tracked = OmegaConf.load(folder / "config.yaml").wandb
+        assert tracked.group == folder.parent.name
+        assert tracked.tags == [folder.name.removeprefix("loss="), "minilm", "mini"]
+    wrong = process(*TRAIN, *options, "loss=ranknet", "epochs=0", *QUICK, cwd=tmp_path)
     assert wrong.returncode == 1
     assert "error: epochs=0 is not a number above 0" in wrong.stderr
 
@@ -197,9 +210,43 @@ def test_an_installed_wheel_runs_in_an_empty_folder(process, tiny_bert, tmp_path
     empty.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         assert not [name for name in archive.namelist() if name.startswith("tests/")]
+        page = {name for name in archive.namelist() if "/report_page/" in name}
+        assert {Path(name).suffix for name in page} == {".html", ".css", ".js"}
         archive.extractall(installed)
     arguments = ("+stage=distill", f"model.path={tiny_bert}", *QUICK)
     result = process(*TRAIN, *arguments, cwd=empty, PYTHONPATH=str(installed))
     assert result.returncode == 0, result.stderr
     (config,) = (empty / "outputs/distill").glob("*/config.yaml")
     assert str(installed / "rankdistillm/mini") in config.read_text()
+
+
+HALF = """
+import time
+from pathlib import Path
+from rankdistillm.cli import run_command
+from rankdistillm.data.outputs import replacing
+
+def job(config):
+    with replacing(Path("out")) as beside:
+        beside.write_text("half")
+        print("ready", flush=True)
+        time.sleep(60)
+
+run_command(job, "evaluate")
+"""
+
+
+def test_a_command_that_is_terminated_leaves_no_temporary_files(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HALF], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    assert len(list(tmp_path.iterdir())) == 1
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_group_without_a_default_is_named_with_its_plus(command):
+    assert "no option stage; did you mean +stage?" in command("train", "stage=distill").err

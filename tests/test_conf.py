@@ -1,7 +1,8 @@
 """Config groups compose with each other, and every file opens with its launch command."""
 
 import inspect
-from itertools import product
+from functools import cache
+from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
@@ -23,17 +24,25 @@ def configs():
         yield
 
 
-# Models, data and losses do not refer to each other, so each stage is composed with each of them.
-CHOICES = [f"{group}={name}" for group in ("data", "loss", "model") for name in names(group)]
+@cache
+def loss_alone(name):
+    return compose("train", [f"loss={name}"]).loss
 
 
-@pytest.mark.parametrize(("stage", "choice"), list(product(names("stage"), CHOICES)))
-def test_groups_compose_with_each_other(stage, choice):
-    config = compose("train", [f"+stage={stage}", choice, "output=out"])
+# Models, data and losses do not refer to each other: each stage is composed with each of them, one
+# of each group at a time.
+GROUPS = [names(group) for group in ("data", "loss", "model")]
+CHOICES = list(islice(zip(*map(cycle, GROUPS), strict=True), max(map(len, GROUPS))))
+
+
+@pytest.mark.parametrize(("data", "loss", "model"), CHOICES)
+@pytest.mark.parametrize("stage", names("stage"))
+def test_groups_compose_with_each_other(stage, data, loss, model):
+    options = [f"+stage={stage}", f"data={data}", f"loss={loss}", f"model={model}", "output=out"]
+    config = compose("train", options)
     assert config.stage == stage
     assert config.model.retokenise is False
-    if choice.startswith("loss="):  # no stage leaks its settings into a loss
-        assert config.loss == compose("train", [choice]).loss
+    assert config.loss == loss_alone(loss)  # no stage leaks its settings into a loss
 
 
 @pytest.mark.parametrize("recipe", names("recipe"))
@@ -44,7 +53,7 @@ def test_recipes_compose_and_the_command_line_wins(recipe):
     assert config.stage == recipe.rpartition("_")[2]
     assert config.model.path == "google/electra-large-discriminator"
     assert config.seed == 7
-    assert config.loss == compose("train", ["loss=adr_mse"]).loss
+    assert config.loss == loss_alone("adr_mse")
 
 
 def test_recipes_have_the_settings_of_the_paper():
@@ -134,7 +143,7 @@ def test_teachers_and_rankings_compose(choice):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_has_a_config_with_all_its_settings(name):
-    made = instantiate(compose("train", [f"loss={name}"]).loss)
+    made = instantiate(loss_alone(name))
     assert made.func is LOSSES[name]
     assert consumed_by(made) == consumed_by(LOSSES[name])
     settings = list(inspect.signature(made.func).parameters.values())[2:]
@@ -143,7 +152,7 @@ def test_every_loss_has_a_config_with_all_its_settings(name):
 
 
 def test_every_config_of_a_loss_makes_one():
-    targets = {name: compose("train", [f"loss={name}"]).loss._target_ for name in names("loss")}
+    targets = {name: loss_alone(name)._target_ for name in names("loss")}
     for several in ("weighted_sum", "mixed"):
         assert targets.pop(several) == "rankdistillm.losses.WeightedSum"
     assert set(targets) == set(LOSSES)

@@ -1,4 +1,7 @@
-"""Random command lines: each succeeds or ends in one line, and no file of the user's is lost."""
+"""Random command lines: each succeeds or ends in one line, and no file of the user's is lost.
+
+More lines: ``FUZZ_LINES=1000 FUZZ_SEED=7 pytest -m slow tests/test_fuzz_overrides.py``.
+"""
 
 import os
 import random
@@ -19,10 +22,10 @@ from rankdistillm import train as train_module
 from rankdistillm.cli import CONFIGS, PACKAGE
 from rankdistillm.model.cross_encoder import CrossEncoder
 
-SEED = 20261128
-LINES = {"train": 130, "retrieve": 100, "rerank": 100, "evaluate": 100}
-SECONDS = 300  # the lines of a command take a tenth of it on a core of their own
-PROCESSES = 6
+COMMANDS = ("train", "retrieve", "rerank", "evaluate", "report")
+SEED = int(os.environ.get("FUZZ_SEED", "20261128"))
+LINES = int(os.environ.get("FUZZ_LINES", "50"))  # for each command
+SECONDS = 6 * LINES  # a line takes a tenth of a second or two
 
 WORLD = {
     "docs.tsv": "a\tBread rises because yeast makes gas.\nb\tThe tide follows the Moon.\n"
@@ -73,12 +76,17 @@ FIXED = {
         "output=out.run",
     ],
     "evaluate": ["qrels=qrels.txt", "runs={a: first.run, b: teacher.run}", "metrics=ndcg@10"],
+    "report": [
+        "qrels=qrels.txt", "runs={a: first.run, b: teacher.run}", "metrics=ndcg@10",
+        "data.docs=docs.tsv", "data.queries=queries.tsv", "output=out.html",
+    ],
 }  # fmt: skip
 SWAPPED = {
     "train": ["output", "model.path", "data.docs", "data.train.run", "data.train.qrels"],
     "retrieve": ["output", "index", "data.queries", "data.docs", "language"],
     "rerank": ["output", "run", "data.queries", "data.docs", "model.path"],
     "evaluate": ["output", "table", "per_query", "plot", "qrels", "runs"],
+    "report": ["output", "qrels", "runs", "baseline", "data.docs", "num_queries", "depth"],
 }
 FILES_MADE = ("table", "per_query", "plot", "output")
 
@@ -221,12 +229,12 @@ def refuse(problems: list[tuple[str, list[str]]]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", LINES)
+@pytest.mark.parametrize("module", COMMANDS)
 def test_random_options_end_well_and_lose_nothing(module, command, stubbed, student, tmp_path):
     rng = random.Random(f"{SEED} {module}")
     options = options_of(module)
     problems, until, world = [], time.monotonic() + SECONDS, tmp_path / "w"
-    for i in range(LINES[module]):
+    for i in range(LINES):
         assert time.monotonic() < until, f"only {i} lines in {SECONDS} s"
         if not world.exists():
             world.mkdir()
@@ -261,8 +269,8 @@ def test_random_options_in_processes_of_their_own(student, tmp_path):
     make_world(tmp_path, student)
     environment = dict(os.environ, PYTHONPATH=str(PACKAGE.parent))
     environment.pop("HYDRA_FULL_ERROR", None)
-    for i in range(PROCESSES):
-        before, module = snapshot(tmp_path), list(LINES)[i % len(LINES)]
+    for module in COMMANDS:
+        before = snapshot(tmp_path)
         line = command_line(module, options_of(module), rng, tmp_path.name)
         ended = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", f"rankdistillm.{module}", *line],

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.amp import GradScaler
 
-from rankdistillm.encoder.attention import MODEL_TYPES
+from rankdistillm.encoder.attention import PACKED_MODELS
 from rankdistillm.encoder.cuda import CudaLayer
 from rankdistillm.losses import ranknet_loss
 from rankdistillm.model.reranker import Reranker
@@ -37,7 +37,7 @@ def batch():
 @pytest.mark.parametrize(
     ("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.05), ("fp16", 0.02)]
 )
-@pytest.mark.parametrize("architecture", [*MODEL_TYPES, "deberta"])
+@pytest.mark.parametrize("architecture", [*PACKED_MODELS, "deberta"])
 def test_scores_and_gradients_equal_those_of_a_cpu(
     architecture, precision, tolerance, batch, tiny_models
 ):

@@ -1,6 +1,7 @@
 """Options with unsuitable values, how to quote them, --help, and printed messages."""
 
 import logging
+import re
 import shlex
 from copy import deepcopy
 from functools import cache
@@ -10,23 +11,40 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from rankdistillm.cli import CONFIGS, LONGEST, OneLine
+from rankdistillm.cli import CONFIGS, GROUPS, LONGEST, OneLine
 from rankdistillm.errors import InputError, check_flag
-from rankdistillm.options import EVALUATE, EXPORT, RERANK, RETRIEVE, TRAIN, check_options
+from rankdistillm.options import (
+    EVALUATE,
+    EXPORT,
+    INFO,
+    REPORT,
+    RERANK,
+    RETRIEVE,
+    SUMMARIZE,
+    TRAIN,
+    check_options,
+)
 
 CHECKS = {
     "train": TRAIN, "retrieve": RETRIEVE, "rerank": RERANK, "evaluate": EVALUATE, "export": EXPORT,
+    "info": INFO, "report": REPORT, "summarize": SUMMARIZE,
 }  # fmt: skip
 GIVEN = {
     "train": ["+stage=distill", "output=out"],
     "retrieve": ["data.docs=d", "data.queries=q", "output=o"],
     "rerank": ["model.path=m", "run=r", "output=o"],
     "evaluate": ["qrels=q", "runs={a: b}"],
+    "report": ["qrels=q", "runs={a: b}", "output=o"],
     "export": ["model.path=m", "format=mono", "output=o"],
+    "info": [],
+    "summarize": ["folder=f"],
 }
 # A loss checks its own options; retrieving and re-ranking use only the texts of their data.
 ELSEWHERE = {
     "train": "loss.", "retrieve": "data.", "rerank": "data.", "evaluate": "-", "export": "-",
+    "info": "-",
+    "summarize": "-",
+    "report": "data.",
 }  # fmt: skip
 
 
@@ -60,13 +78,16 @@ def test_every_option_is_checked(module):
 @pytest.mark.parametrize("value", [[["a"]], {"a": {"b": [1]}}, True, "", "\udcff", "a\0b", "???"])
 @pytest.mark.parametrize("module", CHECKS)
 def test_an_unsuitable_value_is_rejected_by_name(module, value):
+    config = composed(module)
     for name, check in CHECKS[module].items():
         if value is True and check is check_flag:
             continue
-        config = composed(module)
+        suitable = OmegaConf.select(config, name)
         OmegaConf.update(config, name, value, merge=False, force_add=True)
         with pytest.raises(InputError, match=f"^{name}"):
             check_options(config, CHECKS[module])
+        OmegaConf.update(config, name, suitable, merge=False, force_add=True)
+    check_options(config, CHECKS[module])
 
 
 @pytest.mark.parametrize("module", CHECKS)
@@ -125,7 +146,17 @@ def test_quoting_inside_a_group_keeps_it_a_group(command):
 def test_a_comma_needs_quotes_or_a_sweep(command):
     result = command("rerank", "run=a,b.run")
     assert "run=a,b.run: several values are a sweep, which needs -m" in result.err
-    assert r"""write 'run='"'"'a,b.run'"'"''""" in result.err
+    assert """write "run='a,b.run'\"""" in result.err
+
+
+def test_a_path_with_a_comma_is_quoted_inside_a_group(command):
+    given = "runs={bm25: test.run, adr: sweep/loss=adr_mse,seed=1/after.run}"
+    result = command("evaluate", "qrels=q", given)
+    *_, argument = shlex.split(result.err.partition("; write ")[2])
+    value = OverridesParser.create().parse_override(argument).value()
+    assert value == {"bm25": "test.run", "adr": "sweep/loss=adr_mse,seed=1/after.run"}
+    result = command("evaluate", "qrels=q", "runs={bm25:", "test.run}")
+    assert "put quotes around the whole option, or the shell splits it at spaces" in result.err
 
 
 def test_an_argument_that_is_not_an_option_is_rejected(command):
@@ -137,10 +168,11 @@ def test_help_shows_only_the_options_of_the_command_with_their_comments(module, 
     result = command(module, "--help")
     assert result.status == 0
     groups = {"train": {"model", "data", "loss", "+stage", "+recipe"}}
-    groups |= {"retrieve": {"data"}, "rerank": {"data"}}
-    _, _, rest = result.out.partition("Groups of options:\n")
-    listed = {line.strip().partition("=")[0] for line in rest.partition("\n\n")[0].splitlines()}
-    assert listed == groups.get(module, set())
+    groups |= {"retrieve": {"data"}, "rerank": {"data"}, "report": {"data"}}
+    _, _, rest = result.out.partition("Groups of options, [chosen]:\n")
+    listed = re.findall(r"(?m)^  (\S+)= +(\S.*)\n {4}", rest.partition("\n\n")[0])
+    assert {group for group, _ in listed} == groups.get(module, set())
+    assert all(line == GROUPS[group.lstrip("+")] for group, line in listed)
     for line in (CONFIGS / f"{module}.yaml").read_text().partition("\nhydra:")[0].splitlines():
         if ": " in line and "override" not in line and not line.startswith("  - "):
             assert line in result.out
@@ -150,6 +182,8 @@ def test_help_shows_only_the_options_of_the_command_with_their_comments(module, 
 def test_help_shows_the_chosen_groups(command):
     out = command("train", "--help", "loss=hinge", "+stage=prefinetune").out
     assert "loss: # loss=hinge" in out
+    assert re.search(r"\+stage= .*\n +distill \| \[prefinetune\]\n", out)
+    assert "| [hinge] |" in out
     assert "  margin: 1.0" in out
     assert "# Learn to tell one judged positive" in out
 

@@ -34,6 +34,7 @@ def world(tiny_bert, tmp_path):
 
 
 EVALUATE = ["qrels=qrels.txt", "runs={a: first.run, b: sub/second.run}", "metrics=ndcg@10"]
+REPORT = [*EVALUATE, "data.docs=docs.tsv"]
 RERANK = ["model.path=mine/checkpoint", "data.docs=docs.tsv", "data.queries=queries.tsv"]
 RERANK += ["run=first.run"]
 RETRIEVE = ["data.docs=docs.tsv", "data.queries=queries.tsv"]
@@ -56,6 +57,10 @@ TRAIN += ["data.queries=queries.tsv", "data.train.run=first.run", "data.train.li
         ("evaluate", [*EVALUATE, "table=new.csv", "per_query=here/new.csv"]),
         ("evaluate", [*EVALUATE, "table=new.csv", "output=new.csv/x.json"]),
         ("evaluate", ["qrels=qrels.txt", "runs=sub", "output=sub/second.run"]),
+        *(
+            ("report", [*REPORT, f"output={file}"])
+            for file in ("qrels.txt", "hard.run", "here/docs.tsv", "first.run.json")
+        ),
         *(
             ("rerank", [*RERANK, f"output={file}"])
             for file in (
@@ -87,6 +92,7 @@ FOREIGN = {
     "config.yaml": "services: {web: {image: nginx}}\n", "metrics.jsonl": '{"step": 1}\n',
     "checkpoint/weights.bin": "mine", "state/1.pt": "mine", "before.run": "mine",
     "after.run": "mine", "validation.run": "mine", "wandb_run_id": "mine", "summary.json": "{}",
+    "per_query.csv": "mine", "tensorboard/events": "mine",
 }  # fmt: skip
 
 

@@ -142,13 +142,14 @@ def answer(text, _):
 
 
 @pytest.mark.slow
-def test_your_own_data_from_documents_on(process, tmp_path):
+def test_your_own_data_from_documents_on(command, tmp_path, monkeypatch):
     write_own_data(tmp_path)
     for made in ("queries.tsv", "first.run", "teacher.run"):
         (tmp_path / made).unlink()
     own = [line for line in commands() if line.startswith("python")]
-    assert len(own) == 9
+    assert len(own) == 10
     with serving(answer) as endpoint:
+        monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
         for line in own:
             if line.startswith("python -m rankdistillm.train -m "):
                 line += ONE_STEP
@@ -156,10 +157,12 @@ def test_your_own_data_from_documents_on(process, tmp_path):
                 line += " num_passages=4 filter.depth=20"
             if " rankdistillm.evaluate " in line:
                 (tmp_path / "qrels.txt").write_text((tmp_path / "queries.qrels").read_text())
-            result = process(*arguments(line), cwd=tmp_path, OPENAI_BASE_URL=endpoint.url)
-            assert result.returncode == 0, (line, result.stderr)
+            _, module, *given = arguments(line)
+            result = command(module.removeprefix("rankdistillm."), *given)
+            assert result.status == 0, (line, result.err)
     assert 0 < len(Run.read(tmp_path / "teacher.run")) <= 4
     assert len(Run.read(tmp_path / "reranked.run")) == len(Run.read(tmp_path / "teacher.run"))
+    assert (tmp_path / "report.html").exists()
     assert (tmp_path / "exported/modules.json").exists()
     sweep = {p.name for p in (tmp_path / "outputs/distill").glob("sweep_*/*") if p.is_dir()}
     assert sweep == {f"loss={loss},seed={s}" for loss in ("adr_mse", "ranknet") for s in (1, 2, 3)}

@@ -55,8 +55,8 @@ def test_a_training_killed_at_random_moments_ends_with_the_same_state(overrides,
     """experiments/resume kills more often."""
     overrides = [*overrides, "model.dropout=0.1", "optim.ema=0.9", "max_steps=150"]
     subprocess.run(command(tmp_path / "uninterrupted", overrides), check=True)
-    met = kill_often(tmp_path / "killed", 10, seed=1, overrides=overrides)
-    assert len(met) == 10
+    met = kill_often(tmp_path / "killed", 6, seed=1, overrides=overrides)
+    assert len(met) == 6
     assert any(".part" in moment for moment in met)  # some while a state was being written
     assert same_end(tmp_path / "uninterrupted", tmp_path / "killed")
     assert steps(tmp_path / "killed") == steps(tmp_path / "uninterrupted")

@@ -1,5 +1,6 @@
 """The training command on a tiny random model and the embedded collection."""
 
+import csv
 import json
 import math
 import re
@@ -61,8 +62,11 @@ def losses(folder):
     return [line["loss"] for line in metrics(folder) if "loss" in line]
 
 
-@pytest.mark.parametrize("budget", [500, 2000, 100_000])  # part of a list, some lists, all lists
-@pytest.mark.parametrize("stage", GOLDEN)
+@pytest.mark.parametrize(
+    ("stage", "budget"),  # part of a list, some lists, all lists
+    [("distill", 500), ("distill", 2000), ("distill", 100_000), ("mixed", 500),
+     ("prefinetune", 2000)],
+)  # fmt: skip
 def test_golden_trajectory_for_every_split_into_micro_batches(stage, budget, train, tmp_path):
     added = "distill" if stage == "mixed" else stage
     assert train(f"token_budget={budget}", *GOLDEN_LISTS[stage], stage=added).status == 0
@@ -71,16 +75,18 @@ def test_golden_trajectory_for_every_split_into_micro_batches(stage, budget, tra
 
 def test_a_training_writes_its_output_folder_and_prints_the_closing_table(train, tmp_path):
     bm25 = PACKAGE / "mini/test/bm25.run"
-    result = train(f"data.test.run={bm25}")
+    result = train(f"data.test.run={bm25}", "data.test.depth=3")
     assert result.status == 0
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
         "config.yaml", "metrics.jsonl", "checkpoint", "state",
-        "validation.run", "before.run", "after.run", "summary.json",
+        "validation.run", "before.run", "after.run", "summary.json", "per_query.csv",
     }  # fmt: skip
     *lines, last = metrics(out)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 5]
-    assert {"loss", "learning_rate", "grad_norm", "pairs_per_second"} <= lines[0].keys()
+    assert lines[0].keys() == {
+        "step", "loss", "learning_rate", "grad_norm", "pairs_per_second", "padding", "memory_mib",
+    }  # fmt: skip
     assert 0 < lines[-1]["validation/ndcg@10"] < 1
     summary = json.loads((out / "summary.json").read_text())
     assert last == {"step": 5, "summary": summary}
@@ -99,6 +105,12 @@ def test_a_training_writes_its_output_folder_and_prints_the_closing_table(train,
     rows = [line.rsplit(None, 1)[0].strip() for line in result.out.splitlines() if "0." in line]
     assert rows[-4:] == ["bm25", "teacher", "student before", "student after"]
     assert list(summary["means"]) == rows[-4:]
+    with open(out / "per_query.csv", newline="") as file:
+        per_query = list(csv.DictReader(file))
+    assert {(row["collection"], row["metric"]) for row in per_query} == {("test", "ndcg@10")}
+    for name, mean in summary["means"].items():
+        values = [float(row["value"]) for row in per_query if row["run"] == name]
+        assert (len(values), sum(values) / 56) == (56, pytest.approx(mean))
     assert len(Run.read(out / "after.run")) == len(Run.read(out / "before.run")) == 56
 
 
@@ -111,7 +123,8 @@ def test_every_student_has_a_card_which_resuming_does_not_change(train, tmp_path
     assert train(*options).status == 0
     text = card.read_text("utf-8")
     assert "license: mit\n" in text
-    assert "| mini/train/teacher.run |" in text
+    assert "| rankdistillm's embedded collection: train/teacher.run |" in text
+    assert "| teacher | a large language model |" in text
     assert "| student after |" in text
     assert str(tmp_path) not in text
     shutil.rmtree(tmp_path / "out")
@@ -182,7 +195,8 @@ def test_a_run_named_like_a_row_of_the_closing_table_is_called_first_stage(train
     mini = PACKAGE / "mini/test"
     for name in ("teacher", "student after"):
         (tmp_path / f"{name}.run").write_text((mini / "bm25.run").read_text())
-        assert train("data.test.run='" + f"{name}.run'", f"output={name[0]}").status == 0
+        options = (f"data.test.run='{name}.run'", "data.test.depth=3", f"output={name[0]}")
+        assert train(*options).status == 0
         means = json.loads((tmp_path / name[0] / "summary.json").read_text())["means"]
         assert list(means) == ["first stage", "teacher", "student before", "student after"]
 
@@ -228,7 +242,7 @@ def test_an_interrupted_training_resumes_bit_for_bit(supervision, train, tmp_pat
     assert all(torch.equal(straight[name], interrupted[name]) for name in straight)
     without_times = [
         [
-            {k: v for k, v in line.items() if k != "pairs_per_second"}
+            {k: v for k, v in line.items() if k not in ("pairs_per_second", "memory_mib")}
             for line in metrics(tmp_path / n)
         ]
         for n in ("straight", "interrupted")
@@ -484,7 +498,7 @@ def test_test_queries_may_be_added_when_resuming(train):
 
 
 def test_a_share_of_the_training_queries_chooses_the_checkpoint(train, tmp_path):
-    held_out = ("data.validation.run=null", "data.validation.depth=20", "validation.every=2")
+    held_out = ("data.validation.run=null", "data.validation.depth=5", "validation.every=2")
     share = "validation.from_train=0.2"
     result = train(*held_out, share)
     assert "27 of 133 queries are held out, measured by agreement with the teacher" in result.out
@@ -564,6 +578,9 @@ def test_a_sweep_names_folders_by_what_varies_and_rejects_unsuitable_losses(trai
     assert result.status != 0
     (sweep,) = (tmp_path / "outputs/distill").iterdir()
     finished = {path.parent.parent.name for path in sweep.glob("*/checkpoint/config.json")}
+    tracked = OmegaConf.load(sweep / "loss=adr_mse/config.yaml").wandb
+    assert (tracked.group, tracked.job_type) == (sweep.name, "distill")
+    assert tracked.tags == ["adr_mse", "minilm", "mini"]
     assert finished == {"loss=ranknet", "loss=adr_mse", "loss=listnet"}
 
 
@@ -625,7 +642,8 @@ def test_wandb_offline_needs_no_account(train, tmp_path, monkeypatch):
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     newest = next(max(runs, key=lambda path: path.name).glob("*.wandb")).read_bytes()
     for name, value in summary["means"].items():
-        assert f"validation/ndcg@10/{name}".encode() in newest
+        row = "first stage" if name == "bm25" else name
+        assert f"validation/ndcg@10/{row}".encode() in newest
         assert json.dumps(value).encode() in newest
     shutil.rmtree(tmp_path / "out/state")  # as if stopped before the first state was saved
     assert train("wandb.mode=offline").status == 0
@@ -660,6 +678,9 @@ def test_wandb_offline_needs_no_account(train, tmp_path, monkeypatch):
         (["epochs=0"], "epochs=0 is not a number above 0"),
         (["epochs=0.0001", "max_steps=null"], "are less than one list; raise epochs"),
         (["validation.metric=foo"], "unknown metric 'foo'"),
+        (["wandb.artifacts=all"], "wandb.artifacts=all is not one of none, references, upload"),
+        (["wandb.tags=[a,[b]]"], "wandb.tags[1]=['b'] is not text"),
+        (["tensorboard=yes please"], "tensorboard=yes please is neither true nor false"),
     ],
 )
 def test_bad_input_ends_in_one_line(arguments, said, train):

@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import fmean
 
 from experiments.ecir25.recipes import FIRST_STAGE, add_options, study_of
-from rankdistillm.evaluation.report import geometric_mean
 from rankdistillm.evaluation.run_sets import runs_of_folder
+from rankdistillm.evaluation.tables import geometric_mean
 
 FACTS = json.loads((Path(__file__).parent / "published.json").read_text())
 TASKS, PUBLISHED = FACTS["tirex_tasks"], FACTS["tirex_bm25_top100"]

@@ -31,8 +31,8 @@ def command(output: Path, overrides: Sequence[str]) -> list[str]:
 def kill_often(output: Path, kills: int, seed: int, overrides: Sequence[str]) -> list[str]:
     """Start the training again and again, SIGKILL it, at last let it end.
 
-    Every other start is killed while a state is being written after a new one, every tenth
-    while it is still starting, the rest at a random moment within 0.2 s of a new state.
+    Every other start is killed while a state is being written after a new one, every tenth and
+    the last while it is still starting, the rest at a random moment within 0.2 s of a new state.
     Returns where each kill met it: the name of a half-written state, if there was one.
     """
     draw = random.Random(seed)
@@ -42,7 +42,7 @@ def kill_often(output: Path, kills: int, seed: int, overrides: Sequence[str]) ->
         with subprocess.Popen(
             command(output, overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
-            starting = kill % 10 == 9
+            starting = kill % 10 == 9 or kill == kills - 1
             while not starting and process.poll() is None and _newest_step(output) <= before:
                 time.sleep(0.001)
             if starting:

@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModel
 
 from rankdistillm.encoder import Segments, pack_encoder, run_packed
-from rankdistillm.encoder.attention import MODEL_TYPES
+from rankdistillm.encoder.attention import PACKED_MODELS
 from tests.helpers import SIZES
 
 LENGTHS = np.array([14, 9, 7, 1])
 SEGMENTS = Segments(LENGTHS, torch.device("cpu"))
-BERT_LIKE = [name for name in MODEL_TYPES if name != "modernbert"]
+BERT_LIKE = [name for name in PACKED_MODELS if name != "modernbert"]
 
 
 def load_encoder(path):
@@ -36,7 +36,7 @@ def one_by_one(encoder, tokens):
     return torch.cat([encoder(pair.unsqueeze(0)).last_hidden_state[0] for pair in pairs])
 
 
-@pytest.mark.parametrize("architecture", MODEL_TYPES)
+@pytest.mark.parametrize("architecture", PACKED_MODELS)
 def test_packed_states_equal_those_of_each_pair_alone(architecture, tiny_models, tokens):
     encoder = load_encoder(tiny_models(architecture))
     expected = one_by_one(encoder, tokens)

@@ -73,18 +73,17 @@ def test_a_new_loss_takes_one_function_and_one_config(process, tiny_bert, tmp_pa
     (tmp_path / "rankdistillm/losses/powers.py").write_text(NEW_LOSS)
     (configs / "loss/power.yaml").write_text(NEW_CONFIG)
 
-    def train(*arguments):
-        return process(
-            *("-W", "ignore", "-m", "rankdistillm.train", "+stage=distill", "max_steps=1"),
-            *(f"model.path={tiny_bert}", "data.train.num_queries=8", "data.validation.run=null"),
-            *("data.test.run=null", "output=out", *arguments),
-            cwd=tmp_path,
-            PYTHONPATH=str(tmp_path),
-        )
-
-    trained = train("loss=power", "data.train.transform=log2_rank")
-    assert trained.returncode == 0, trained.stderr
-    first, *_ = (tmp_path / "out/metrics.jsonl").read_text().splitlines()
+    trained = process(
+        *("-W", "ignore", "-m", "rankdistillm.train", "-m", "+stage=distill", "max_steps=1"),
+        *(f"model.path={tiny_bert}", "data.train.num_queries=8", "data.validation.run=null"),
+        *("data.test.run=null", "loss=power", "data.train.transform=log2_rank,null"),
+        "hydra.sweep.dir=out",
+        cwd=tmp_path,
+        PYTHONPATH=str(tmp_path),
+    )
+    (student,) = (tmp_path / "out").glob("*/metrics.jsonl")
+    assert student.parent.name == "data.train.transform=log2_rank"
+    first, *_ = student.read_text().splitlines()
     assert json.loads(first)["loss"] > 0
-    refused = train("loss=power", "data.train.targets=rank")
-    assert "error: this loss consumes a score, but data.train.targets=rank" in refused.stderr
+    refused = "data.train.transform=null: this loss consumes a score, but data.train.targets=rank"
+    assert trained.stderr.startswith(f"error: {refused}")
