@@ -102,8 +102,9 @@ def process() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``python ARGUMENTS`` in a process of its own, with this package first on its path."""
 
     def run(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        # Commands in this process have set HYDRA_FULL_ERROR.
-        inherited = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+        # Commands in this process have set these; W&B's would lead to the service of this process.
+        own = ("HYDRA_FULL_ERROR", "WANDB_SERVICE")
+        inherited = {k: v for k, v in os.environ.items() if k not in own}
         return subprocess.run(
             [sys.executable, *map(str, arguments)],
             cwd=cwd,
