@@ -1,4 +1,4 @@
-"""What mkdocs does while it builds the pages.
+"""Hooks that mkdocs calls while it builds the pages.
 
 A line of a page may ask for text that stands elsewhere, so that nothing is said twice:
 
@@ -194,7 +194,7 @@ def opening(file: str) -> tuple[str, str]:
 
 
 def chosen(file: str) -> str:
-    """What a config takes from others, in words."""
+    """Say in words which other configs a config builds on."""
     said = []
     for entry in defaults(file):
         if isinstance(entry, dict):
@@ -280,7 +280,7 @@ def escaped(comment: str) -> str:
 
 # ---- losses
 
-# What a loss consumes -> what one needs to have for it, how lists are best drawn, what to set.
+# Kind of targets that a loss consumes -> the data it needs, the best sampling, the options to set.
 DATA = {
     "order": (
         "an LLM's ranking, or any other teacher run",
@@ -316,7 +316,7 @@ def losses() -> dict[str, tuple[set[str], Any]]:
 
 
 def loss_choice() -> str:
-    """What one has -> sampling, targets and losses."""
+    """The table from the data at hand to sampling, targets and losses."""
     rows = []
     for kind, (have, sampling, targets) in DATA.items():
         named = re.findall(r"`(\w+)`", sampling)

@@ -1,6 +1,7 @@
 """Write a page to look at runs query by query: ``python -m rankdistillm.report``."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -19,7 +20,7 @@ from rankdistillm.evaluation.report import (
     queries_shown,
     report_page,
 )
-from rankdistillm.evaluation.run_sets import check_baselines, find_runs
+from rankdistillm.evaluation.run_sets import JudgedFiles, check_baselines, find_runs
 from rankdistillm.evaluation.significance import check_settings, compare
 from rankdistillm.options import REPORT, TEXTS, check_options, files_read, texts_in
 from rankdistillm.teachers.provenance import facts, provenance_of, read_provenance, windows_of
@@ -37,21 +38,9 @@ def report(config: DictConfig) -> None:
     for metric in metrics:
         parse_metric(metric)
     check_settings(config.test, config.correction, config.alpha)
-    files, _ = find_runs(config.runs, config.qrels)
-    check_baselines(files, baselines)
-    if len(files) > 1:
-        raise InputError(
-            f"runs are those of {len(files)} collections ({', '.join(files)}), and a page shows "
-            "one; name its runs, as in 'runs={bm25: first.run, student: reranked.run}'"
-        )
-    (judged,) = files.values()
+    judged = _files(config, baselines)
     output = Path(config.output)
-    check_output(output, f"output={output}")
-    read = [(f"qrels={judged.qrels}", judged.qrels), *files_read(config, TEXTS)]
-    for run in judged.runs.values():
-        made_with = (provenance_of(run), windows_of(run))
-        read += [(f"the run {run}", run), *((f"{file} (beside {run})", file) for file in made_with)]
-    keep_apart([(f"output={output}", output)], read)
+    _check_output(output, judged, config)
 
     qrels = read_qrels(judged.qrels)
     runs = {name: Run.read(file) for name, file in judged.runs.items()}
@@ -93,8 +82,31 @@ def report(config: DictConfig) -> None:
     log.info("wrote %s: %d queries, %.1f MB; open it in a browser", output, len(query_ids), size)
 
 
+def _files(config: DictConfig, baselines: Sequence[str]) -> JudgedFiles:
+    """The runs and judgements of the one collection that a page shows."""
+    files, _ = find_runs(config.runs, config.qrels)
+    check_baselines(files, baselines)
+    if len(files) > 1:
+        raise InputError(
+            f"runs are those of {len(files)} collections ({', '.join(files)}), and a page shows "
+            "one; name its runs, as in 'runs={bm25: first.run, student: reranked.run}'"
+        )
+    (judged,) = files.values()
+    return judged
+
+
+def _check_output(output: Path, judged: JudgedFiles, config: DictConfig) -> None:
+    """Raises `InputError` if the page could not be written, or would replace a file it reads."""
+    check_output(output, f"output={output}")
+    read = [(f"qrels={judged.qrels}", judged.qrels), *files_read(config, TEXTS)]
+    for run in judged.runs.values():
+        made_with = (provenance_of(run), windows_of(run))
+        read += [(f"the run {run}", run), *((f"{file} (beside {run})", file) for file in made_with)]
+    keep_apart([(f"output={output}", output)], read)
+
+
 def _origin(run: Run, query_ids: set[str]) -> RunOrigin:
-    """What `teach` left beside a run."""
+    """The facts and windows that `teach` wrote beside a run."""
     provenance = read_provenance(run)
     if provenance is None:
         return RunOrigin()

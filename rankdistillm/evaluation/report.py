@@ -146,7 +146,7 @@ def _page_data(
     origins: Mapping[str, RunOrigin],
     characters: int | None,
 ) -> dict[str, Any]:
-    """What ``page.js`` reads; runs, metrics and passages are named by their indices."""
+    """The data that ``page.js`` reads; runs, metrics and passages are indices."""
     runs, found = comparison.runs, comparison.measured
     numbers: dict[str, int] = {}  # doc_id -> index
     listed = [

@@ -54,7 +54,7 @@ class Sweep:
 
     @property
     def repetitions(self) -> str:
-        """What the trainings of a row differ in."""
+        """The noun for the trainings of a row: ``seeds`` if they differ in nothing else."""
         return "seeds" if list(self.over) == ["seed"] else "trainings"
 
 
@@ -201,7 +201,7 @@ def _name_rows(
 
 
 def _settings(options: Mapping[str, Any], over: Sequence[str], choices: Choices) -> dict[str, Any]:
-    """What may name a row: the stage, a text for each group, and single options."""
+    """Candidates for the name of a row: the stage, a text for each group, single options."""
     settings: dict[str, Any] = {"stage": options.get("stage")}
     for group, key in GROUPS.items():
         if not _is_ignored(key, over):

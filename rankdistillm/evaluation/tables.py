@@ -5,6 +5,7 @@ import statistics
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
@@ -58,12 +59,18 @@ class Table:
 
         A column of equal values has no best one.
         """
-        if column in self.counted:
-            return ""
-        printed = {self._printed(r, column) for r in self.rows if (r, column) in self.values}
-        ranked = sorted(printed, key=float, reverse=True)
-        index = ranked.index(self._printed(row, column))
-        return ("best", "second")[index] if index < 2 and len(ranked) > 1 else ""
+        value, leaders = self._printed(row, column), self._leaders[column]
+        return ("best", "second")[leaders.index(value)] if value in leaders else ""
+
+    @cached_property
+    def _leaders(self) -> dict[str, list[str]]:
+        """Column -> its best and its second value, as printed; none where all are equal."""
+        found = {}
+        for column in self.columns:
+            printed = {self._printed(r, column) for r in self.rows if (r, column) in self.values}
+            is_ranked = column not in self.counted and len(printed) > 1
+            found[column] = sorted(printed, key=float, reverse=True)[:2] if is_ranked else []
+        return found
 
     def cells(self) -> list[list[Cell | None]]:
         """Rows of cells; None where there is no value."""
@@ -251,9 +258,9 @@ def as_text(table: Table) -> str:
 
 
 def _columns(table: Table) -> Iterator[list[tuple[str, str, str]]]:
-    """For each column its header and cells: (value, what stands beside it, emphasis).
+    """For each column its header and cells: (value, marks and spread, emphasis).
 
-    What stands beside the values of a column is equally long, so that right-aligned values are
+    The marks and spreads of a column are padded to one length, so that right-aligned values are
     aligned at their decimal points.
     """
     room = max(map(len, table.marks.values()), default=0) or 1

@@ -27,7 +27,7 @@ STUDENT = "student after"
 
 CONFIG = "config.yaml"
 PER_QUERY = "per_query.csv"
-# By these options the config of a training is told from other files of that name.
+# A config.yaml with these options is that of a training.
 KEYS = frozenset({"stage", "queries_per_step", "loss"})
 # Without these, it is damaged.
 COMPLETE = KEYS | {"seed", "model", "data", "optim", "validation", "output"}
@@ -44,7 +44,7 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class Summary:
-    """What summary.json says about a finished training.
+    """The summary.json of a finished training.
 
     ``best`` is its best validation value. ``means`` maps the rows of the closing table, measured
     on ``queries`` queries, to their means; empty without one. ``measured_on``: test or validation.

@@ -66,7 +66,7 @@ def write_provenance(
 
 
 def read_provenance(run: Run) -> dict[str, Any] | None:
-    """What `write_provenance` left beside the file of a teacher's run; None if there is nothing.
+    """Read the provenance that `write_provenance` wrote beside a teacher's run; None without one.
 
     A file that describes another run, which had the same name before, is ignored with a warning.
     Raises `InputError` for one that is not JSON.

@@ -1,4 +1,4 @@
-"""What a teacher was asked for each query, and what it replied: JSONL beside its run.
+"""The questions to a teacher and its replies, query by query: JSONL beside its run.
 
 One line per query:
 

@@ -26,7 +26,7 @@ Logged = Mapping[int, Set[str]]
 
 
 class Dashboard(Protocol):
-    """What a training tells a dashboard."""
+    """A place that shows the metrics of a training while it runs."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show metrics of one step."""
