@@ -33,6 +33,8 @@ ARMS: dict[str, tuple[str, Sequence[str], int]] = {
     "gpt4o-kl": ("gpt4o-ensemble", ("loss=kl", "data.train.transform=log2_rank"), 1),
     "gpt4o-listmle": ("gpt4o-ensemble", ("loss=listmle",), 1),
     "gpt4o-mixed": ("gpt4o-ensemble", ("loss=mixed", "loss.targets=[rank,judged]"), 1),
+    "gpt4o-stratified": ("gpt4o-ensemble", ("data.train.sampling=stratified",), 1),
+    "gpt4o-ranknet-4": ("gpt4o-ensemble", ("queries_per_step=4", "optim.ema=0.98"), 1),
 }
 ALL = ("warm", "stage1", *ARMS)
 
@@ -66,42 +68,49 @@ def student(data: Path, work: Path, arm: str, seed: int, fold: int) -> Path:
     start = stage_1(data, work, seed)
     if arm == "stage1":
         return start
+    folder = work / f"seed{seed}/antique/{arm}/fold{fold}"
+    return train(
+        folder, *DISTILL, *lists(data, work, arm, fold), f"model.path={start}", f"seed={seed}"
+    )
+
+
+def lists(data: Path, work: Path, arm: str, fold: int) -> list[str]:
+    """The options of an arm, with its training lists: those of the queries outside ``fold``."""
     files = prepare(data, work)
     teacher, options, _ = ARMS[arm]
-    return train(
-        work / f"seed{seed}/antique/{arm}/fold{fold}",
-        *DISTILL,
+    return [
         "data=local",
         f"data.docs={data}/antique/docs.tsv",
         f"data.queries={data}/antique/queries.tsv",
         f"data.train.run={files}/{teacher}-train{fold}.run",
         f"data.train.qrels={files}/qrels.txt",
         *options,
-        f"model.path={start}",
-        f"seed={seed}",
+    ]
+
+
+def test(data: Path, work: Path, arm: str, seed: int, fold: int) -> Path:
+    """The run over the queries of ``fold``, re-ranked by the student that never saw them."""
+    files = prepare(data, work)
+    folder = work / f"seed{seed}/antique/{arm}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return rerank(
+        folder / f"fold{fold}.run",
+        f"model.path={student(data, work, arm, seed, fold)}",
+        "data=local",
+        f"data.docs={data}/antique/docs.tsv",
+        f"data.queries={data}/antique/queries.tsv",
+        f"run={files}/bm25-pool-test{fold}.run",
     )
 
 
 def pooled(data: Path, work: Path, arm: str, seed: int) -> Path:
     """The run over all 150 queries, each re-ranked by the student that never saw its fold."""
-    folder = work / f"seed{seed}/antique/{arm}"
-    output = folder / "pooled.run"
-    if output.exists():
-        return output
-    files = prepare(data, work)
-    folder.mkdir(parents=True, exist_ok=True)
-    lists: dict[str, RankedList] = {}
-    for fold in FOLDS:
-        run = rerank(
-            folder / f"fold{fold}.run",
-            f"model.path={student(data, work, arm, seed, fold)}",
-            "data=local",
-            f"data.docs={data}/antique/docs.tsv",
-            f"data.queries={data}/antique/queries.tsv",
-            f"run={files}/bm25-pool-test{fold}.run",
-        )
-        lists |= Run.read(run)
-    Run(lists).write(output, tag=arm)
+    output = work / f"seed{seed}/antique/{arm}/pooled.run"
+    if not output.exists():
+        ranked: dict[str, RankedList] = {}
+        for fold in FOLDS:
+            ranked |= Run.read(test(data, work, arm, seed, fold))
+        Run(ranked).write(output, tag=arm)
     return output
 
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from experiments import commands, start
-from experiments.antique import report
+from experiments.antique import choose, report
 from experiments.antique import run as antique
 from experiments.ecir25 import authors_runs
 from experiments.lists import join_lists, write_qrels, write_texts
@@ -119,6 +119,32 @@ def test_no_student_of_a_fold_trains_on_its_queries(tmp_path, monkeypatch):
     pooled = antique.pooled(tmp_path, tmp_path / "work", "gpt4o-ranknet", 1)
     assert {*Run.read(pooled)} == {*query_ids}
     assert len(trained) == 5
+
+
+def test_each_fold_is_tested_with_the_candidate_that_it_chooses(tmp_path, monkeypatch, capsys):
+    query_ids = [f"q{i}" for i in range(10)]
+    names = {name for name, _, _ in antique.ARMS.values()}
+    write_collection(tmp_path / "antique", {name: ranking(query_ids) for name in names}, (3, 1, 2))
+    folds = "".join(f"{q}\t{i % 5}\n" for i, q in enumerate(query_ids))
+    (tmp_path / "antique/folds.tsv").write_text(folds)
+    two, four = choose.CANDIDATES[:2]
+    held_out = {two: [0.5, 0.4, 0.3, 0.2, 0.1], four: [0.3] * 5}
+    tested = []
+
+    def test(data, work, arm, seed, fold):
+        tested.append(arm)
+        return antique.prepare(data, work) / f"bm25-pool-test{fold}.run"
+
+    monkeypatch.setattr(choose, "agreement", lambda *given: held_out[given[2]][given[4]])
+    monkeypatch.setattr(choose, "test", test)
+    monkeypatch.setattr(
+        sys, "argv", ["choose", str(tmp_path), str(tmp_path / "work"), "--only", two, four]
+    )
+    choose.main()
+    assert tested == [two, two, two, four, four]
+    out = capsys.readouterr().out
+    assert f"| 1 | 3 | 0.2000 | 0.3000 | {four} |" in out
+    assert "seed 1, chosen in each fold: ndcg@10 " in out
 
 
 def test_the_lists_of_several_teachers_are_joined_with_their_texts(tmp_path):
