@@ -20,8 +20,8 @@ from rankdistillm.teachers.backends import Backend, ScoringBackend
 from rankdistillm.teachers.budget import Budget, Prices
 from rankdistillm.teachers.provenance import provenance_of, windows_of
 from rankdistillm.teachers.questions import AskOptions
-from rankdistillm.teachers.report import Report
 from rankdistillm.teachers.store import AnswerStore
+from rankdistillm.teachers.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -76,16 +76,10 @@ class Outputs:
 
     def check(self, inputs: Iterator[tuple[str, str | Path]], *others: Path) -> None:
         """Raises `InputError` if a file cannot be written, or is an input or another output."""
-        check_output(self.file, self.given)
-        check_output(self.store, f"store={self.store}")
+        beside = (provenance_of(self.file), self.partial, provenance_of(self.partial), *others)
         files = [(self.given, self.file), (f"store={self.store}", self.store)]
-        files += [
-            (f"{file}, written with {self.given},", file)
-            for written in (self.file, self.partial)
-            for file in (provenance_of(written), *([] if written == self.file else [written]))
-        ]
-        files += [(f"{file}, written with {self.given},", file) for file in others]
-        for name, file in files[2:]:
+        files += [(f"{file}, written with {self.given},", file) for file in beside]
+        for name, file in files:
             check_output(file, name)
         keep_apart(files, inputs)
 
@@ -134,15 +128,15 @@ def ask_all(
     outputs: Outputs,
     teacher: Backend | ScoringBackend,
     ask: Callable[..., Coroutine[Any, Any, T]],
-    rehearse: Callable[..., Coroutine[Any, Any, Report]],
+    rehearse: Callable[..., Coroutine[Any, Any, Tally]],
     *given: Any,
-) -> T | tuple[None, Report]:
+) -> T | tuple[None, Tally]:
     """Run ``ask`` on ``given``, or ``rehearse`` for a dry run, with the store and the limits.
 
-    Closes the teacher in the end. A dry run returns None and the report.
+    Closes the teacher in the end. A dry run returns None and the tally.
     """
 
-    async def run() -> T | tuple[None, Report]:
+    async def run() -> T | tuple[None, Tally]:
         shared: dict[str, Any] = {"budget": budget_of(config), "options": ask_options(config)}
         try:
             with outputs.open_store(dry_run=config.dry_run) as store:
@@ -163,8 +157,8 @@ def ask_all(
         raise
 
 
-def say_missing(report: Report, total: int, what: str) -> str:
+def say_missing(tally: Tally, total: int, what: str) -> str:
     """A line that names what is missing, and why."""
-    reasons = [f"{quoted(i)} ({why})" for i, why in list(report.failed.items())[:MOST_NAMED]]
-    more = ", …" if len(report.failed) > MOST_NAMED else ""
-    return f"{len(report.failed)} of {total} {what}: {', '.join(reasons)}{more}"
+    reasons = [f"{quoted(i)} ({why})" for i, why in list(tally.failed.items())[:MOST_NAMED]]
+    more = ", …" if len(tally.failed) > MOST_NAMED else ""
+    return f"{len(tally.failed)} of {total} {what}: {', '.join(reasons)}{more}"

@@ -67,6 +67,7 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     errors: list[str] = []
 
     def reported(config: DictConfig) -> Any:
+        logging.getLogger("huggingface_hub").propagate = False  # it prints its messages itself
         try:
             return job(config)
         except USER_ERRORS as error:
@@ -82,7 +83,7 @@ def run_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
         groups = [group.removeprefix("+") for group in groups_of(config_name)]
         check_overrides(sys.argv[1:], groups)
         main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
-        with _errors_raised_by_hydra(), _sigterm_unwinds():
+        with _errors_raised_by_hydra(), _sigterm_unwinds(), _output_may_end():
             main(reported)()
     except USER_ERRORS as error:
         if wants_traceback:
@@ -133,6 +134,46 @@ def _sigterm_unwinds() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _output_may_end() -> Iterator[None]:
+    """The command goes on when nobody reads what it prints: behind ``| head``, or with ``>&-``."""
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        # Python has None in place of a stream that was closed from the start.
+        sys.stdout, sys.stderr = (_MayEnd(stream or nowhere) for stream in before)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stdout, sys.stderr = before
+
+
+class _MayEnd:
+    """A stream that drops what is written after its reader has gone."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._or_drop(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._or_drop(self._stream.flush)
+
+    def _or_drop(self, function: Callable[..., Any], *arguments: str) -> None:
+        try:
+            function(*arguments)
+        except BrokenPipeError:
+            # What the buffer holds goes there as well, when the process ends.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class RemoveUnusedFolders(Callback):
@@ -237,6 +278,17 @@ def choices_of(group: str) -> list[str]:
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
+def options_of(group: str, choice: str) -> DictConfig:
+    """The options that a choice sets within its group, with those of the files it builds on.
+
+    ``override`` entries, which choose other groups, are not followed.
+    """
+    own: Any = OmegaConf.load(CONFIGS / group / f"{choice}.yaml")
+    bases = [str(entry) for entry in own.pop("defaults", []) if not OmegaConf.is_dict(entry)]
+    below = [options_of(group, base) for base in bases if base != "_self_"]
+    return OmegaConf.merge(*below, own)  # type: ignore[return-value]
+
+
 def _filled(text: str) -> str:
     return textwrap.fill(text, 88, break_long_words=False, break_on_hyphens=False)
 
@@ -248,9 +300,9 @@ def _option_names(command: str) -> set[str]:
     names = {*(name for name, _ in leaves(OmegaConf.to_container(config))), *groups}
     for group in groups:
         for file in (CONFIGS / group).rglob("*.yaml"):
-            is_of_all = "# @package _global_" in file.read_text("utf-8")
+            prefix = "" if sets_options_of_all(file) else group
             options = OmegaConf.to_container(OmegaConf.load(file))
-            names |= {name for name, _ in leaves(options, "" if is_of_all else group)}
+            names |= {name for name, _ in leaves(options, prefix)}
     appended = APPENDED.get(command, ())
     return names - {*appended} | {f"+{group}" for group in appended}
 
@@ -270,7 +322,7 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, tree
 
 
-def sets_options_of_all(file: str) -> bool:
+def sets_options_of_all(file: str | Path) -> bool:
     """Whether a config names its options from the top, and not within its group."""
     return "# @package _global_" in (CONFIGS / file).read_text("utf-8")
 

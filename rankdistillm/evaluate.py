@@ -140,8 +140,6 @@ def _groups(collections: Iterable[str], config: DictConfig) -> dict[str, list[st
     The corpus is the part of a collection's id before the last slash; ``config.corpora`` may
     rename it.
     """
-    if config.by not in ("collection", "corpus"):
-        raise InputError(f"by={config.by} is not one of collection, corpus")
     groups: dict[str, list[str]] = {}
     for collection in collections:
         group = collection

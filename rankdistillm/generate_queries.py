@@ -35,8 +35,8 @@ from rankdistillm.teachers.queries import (
     without_duplicates,
     write_queries,
 )
-from rankdistillm.teachers.report import Report
 from rankdistillm.teachers.summary import rehearsal, summary
+from rankdistillm.teachers.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +73,9 @@ def generate_queries(config: DictConfig) -> None:
     if not isinstance(teacher, Backend):
         raise InputError(f"teacher: {config.teacher._target_} cannot write; choose openai or local")
     log.info("%s: %d passages; %s writes", config.data.docs, len(passages), teacher.name)
-    written, report = _write(config, teacher, prompt, outputs, passages)
+    written, tally = _write(config, teacher, prompt, outputs, passages)
     if written is None:
-        print(rehearsal(report))
+        print(rehearsal(tally))
         return
     distinct = without_duplicates(written)
     kept = find(distinct) if distinct else {}
@@ -83,21 +83,21 @@ def generate_queries(config: DictConfig) -> None:
         "passages": len(passages), "queries written": len(written), "distinct": len(distinct),
         "find their passage": len(kept),
     }  # fmt: skip
-    if unusable := len(passages) - len(written) - len(report.failed):
+    if unusable := len(passages) - len(written) - len(tally.failed):
         counts["answers without a query"] = unusable
-    file = outputs.partial if report.failed else outputs.file
+    file = outputs.partial if tally.failed else outputs.file
     if kept:
-        _write_files(config, file, prompt, teacher.name, kept, counts, report)
-    print(summary(report, counts=counts))
-    if report.failed:
-        lacking = say_missing(report, len(passages), "passages have no query")
+        _write_files(config, file, prompt, teacher.name, kept, counts, tally)
+    print(summary(tally, counts=counts))
+    if tally.failed:
+        lacking = say_missing(tally, len(passages), "passages have no query")
         rest = f"the other queries are in {file}; " if kept else ""
         raise InputError(
             f"{lacking}; {rest}run the same "
             "command again for the missing ones: no answer is asked for twice"
         )
     if not written:
-        repairs = ", ".join(f"{kind} {n}" for kind, n in report.repairs.most_common())
+        repairs = ", ".join(f"{kind} {n}" for kind, n in tally.repairs.most_common())
         raise InputError(
             f"none of {len(passages)} answers holds a query ({repairs}); choose another prompt or "
             "model, or allow longer answers with ask.max_tokens"
@@ -136,8 +136,8 @@ def _write(
     prompt: Prompt,
     outputs: Outputs,
     passages: Mapping[str, str],
-) -> tuple[dict[str, str] | None, Report]:
-    """The queries and a report; no queries for a dry run."""
+) -> tuple[dict[str, str] | None, Tally]:
+    """The queries and a tally; no queries for a dry run."""
     given = (passages, prompt, teacher)
     return ask_all(config, outputs, teacher, write_queries, rehearse_queries, *given)
 
@@ -178,7 +178,7 @@ def _write_files(
     model: str,
     queries: Mapping[str, str],
     counts: Mapping[str, int],
-    report: Report,
+    tally: Tally,
 ) -> None:
     # The judgements first: queries without them could be taken for complete.
     for path, lines in (
@@ -197,7 +197,7 @@ def _write_files(
         "filter": OmegaConf.to_container(config.filter),
     }
     data = {"docs": config.data.docs, "seed": config.seed, **counts}
-    write_provenance(provenance_of(file), method=method, data=data, report=report)
+    write_provenance(provenance_of(file), method=method, data=data, tally=tally)
 
 
 def main() -> None:

@@ -47,6 +47,8 @@ def check_texts(name: str, value: Any, *, optional: bool = False) -> None:
 
 def check_tree(name: str, value: Any) -> None:
     """Raises `InputError` unless the value is None, text, or groups with text at their leaves."""
+    if OmegaConf.is_list(value):
+        raise InputError(f"{name}={value}: give each value a name, as in '{name}={{NAME: VALUE}}'")
     if not OmegaConf.is_dict(value):
         return check_text(name, value, optional=True)
     for key in value:
@@ -170,6 +172,7 @@ RERANK: dict[str, Check] = {
     "depth": optional(COUNT),
     "long": one_of("truncate", "maxp"),
     "stride": optional(COUNT),
+    "token_budget": optional(COUNT),
     "output": TEXT,
     "device": TEXT,
     "precision": TEXT,
@@ -236,7 +239,7 @@ EVALUATE: dict[str, Check] = {
     "runs": check_tree,
     "qrels": check_tree,
     "metrics": check_texts,
-    "by": TEXT,
+    "by": one_of("collection", "corpus"),
     "corpora": check_tree,
     "baseline": optional(check_texts),
     "test": TEXT,
@@ -288,13 +291,13 @@ INFO: dict[str, Check] = {
     "model.path": optional(TEXT),
 }
 
-# The options that name inputs.
-READ = ("model.path", "data.docs", "data.queries", "run")
-EXPORTED = ("model.path",)
-ASKED = ("data.docs", "data.queries", "run", "qrels")
-WRITTEN_FOR = ("data.docs", "examples", "filter.index", "filter.reranker")
-TEXTS = ("data.docs", "data.queries")
-SEARCHED = ("data.docs", "data.queries", "index")
+# The options that name inputs, by command.
+READ = ("model.path", "data.docs", "data.queries", "run")  # rerank
+EXPORTED = ("model.path",)  # export
+ASKED = ("data.docs", "data.queries", "run", "qrels")  # teach
+WRITTEN_FOR = ("data.docs", "examples", "filter.index", "filter.reranker")  # generate_queries
+TEXTS = ("data.docs", "data.queries")  # report
+SEARCHED = ("data.docs", "data.queries", "index")  # retrieve
 READ_BY_TRAINING = (
     "model.path", "data.docs", "data.queries", "data.train.run", "data.train.first_stage",
     "data.train.qrels", *(f"data.{part}.{name}" for part in ("validation", "test")

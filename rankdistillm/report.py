@@ -13,7 +13,7 @@ from rankdistillm.data.runs import Run
 from rankdistillm.data.texts import known_texts
 from rankdistillm.errors import InputError
 from rankdistillm.evaluation.metrics import evaluate_run, parse_metric
-from rankdistillm.evaluation.report import (
+from rankdistillm.evaluation.report_page import (
     Exchange,
     ReportedRuns,
     RunOrigin,

@@ -16,8 +16,6 @@ from rankdistillm.errors import InputError
 from rankdistillm.model.reranker import Reranker
 from rankdistillm.options import READ, RERANK, check_options, files_read
 
-__all__ = ["Reranker", "rerank"]
-
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +49,7 @@ def _rerank(config: DictConfig, device: torch.device) -> None:
         packed=config.model.packed,
         long=config.long,
         stride=config.stride,
+        token_budget=config.token_budget,
     )
     log.info("%s: re-ranking %d queries with %s", config.run, len(run), config.model.path)
     reranked = reranker.rerank(run, queries, docs)

@@ -35,8 +35,8 @@ from rankdistillm.teachers.prompts import Prompt
 from rankdistillm.teachers.provenance import provenance_of, write_provenance
 from rankdistillm.teachers.rankings import Ranking
 from rankdistillm.teachers.rehearsal import rehearse
-from rankdistillm.teachers.report import Report, check_readable
 from rankdistillm.teachers.summary import rehearsal, summary
+from rankdistillm.teachers.tally import Tally, check_readable
 from rankdistillm.teachers.windows import Record, recording
 
 log = logging.getLogger(__name__)
@@ -80,13 +80,13 @@ def teach(config: DictConfig) -> None:
     log.info("%s: %d queries, ranked by %s", config.run, len(candidates), teacher.name)
     wants_windows = config.windows and not config.dry_run
     with recording(outputs.windows) if wants_windows else nullcontext() as record:
-        ranked, report = _rank(
+        ranked, tally = _rank(
             config, teacher, prompt, outputs, queries, candidates, docs, make_ranking, record
         )
         if ranked is None:
-            print(rehearsal(report))
+            print(rehearsal(tally))
             return
-        check_readable(report, teacher.name)
+        check_readable(tally, teacher.name)
         method = {
             "teacher": OmegaConf.to_container(config.teacher, resolve=True),
             "model": teacher.name,
@@ -94,14 +94,16 @@ def teach(config: DictConfig) -> None:
             "prompt": None if prompt is None else {"file": str(file), "sha256": prompt.digest()},
             "ask": OmegaConf.to_container(config.ask),
         }
-        file = outputs.partial if report.failed else outputs.file
+        file = outputs.partial if tally.failed else outputs.file
+        if wants_windows and not tally.failed:
+            outputs.windows.unlink(missing_ok=True)  # of an earlier run, if a kill comes next
         if len(ranked):
             ranked.write(file, tag="teacher")
-            _write_provenance(config, provenance_of(file), method, candidates, ranked, report)
+            _write_provenance(config, provenance_of(file), method, candidates, ranked, tally)
             log.info("wrote %s", file)
-            _print_closing(report, ranked, candidates, qrels)
-        if report.failed:
-            lacking = say_missing(report, len(candidates), "queries have no ranking")
+            _print_closing(tally, ranked, candidates, qrels)
+        if tally.failed:
+            lacking = say_missing(tally, len(candidates), "queries have no ranking")
             rest = f"the others are in {file}; " if len(ranked) else ""
             raise InputError(
                 f"{lacking}; {rest}run the same "
@@ -122,8 +124,8 @@ def _rank(
     docs: Mapping[str, str],
     make_ranking: Callable[[Sequence[str]], Ranking],
     record: Record | None,
-) -> tuple[Run | None, Report]:
-    """The teacher's run and a report; no run for a dry run."""
+) -> tuple[Run | None, Tally]:
+    """The teacher's run and a tally; no run for a dry run."""
     if isinstance(teacher, RecordedTeacher):
         if record is not None:
             raise InputError(
@@ -133,8 +135,8 @@ def _rank(
         ranked, repairs = teacher.rank(candidates, docs, make_ranking)
         lacking = {q: "the teacher does not know it" for q in candidates if q not in ranked}
         seconds = perf_counter() - started
-        report = Report(repairs=repairs, failed=lacking, seconds=seconds)
-        return (None if config.dry_run else ranked), report
+        tally = Tally(repairs=repairs, failed=lacking, seconds=seconds)
+        return (None if config.dry_run else ranked), tally
     if isinstance(teacher, Backend) and prompt is None:
         raise InputError("prompt is not set; add prompt=NAME to the command line")
 
@@ -159,7 +161,7 @@ def _write_provenance(
     method: Mapping[str, Any],
     candidates: Run,
     ranked: Run,
-    report: Report,
+    tally: Tally,
 ) -> None:
     data = {
         "run": config.run,
@@ -170,12 +172,12 @@ def _write_provenance(
         "ranked": {"queries": len(ranked), "digest": ranked.digest()},
         "windows": bool(config.windows),
     }
-    write_provenance(about, method=method, data=data, report=report)
+    write_provenance(about, method=method, data=data, tally=tally)
 
 
-def _print_closing(report: Report, ranked: Run, candidates: Run, qrels: Qrels | None) -> None:
+def _print_closing(tally: Tally, ranked: Run, candidates: Run, qrels: Qrels | None) -> None:
     comparable = any(length > 1 for length in ranked.lengths)
-    print(summary(report, agreement(ranked, candidates) if comparable else None))
+    print(summary(tally, agreement(ranked, candidates) if comparable else None))
     if qrels is not None and any(query_id in qrels for query_id in ranked):
         runs = {"first stage": candidates.select(ranked), "teacher": ranked}
         judged = {query_id: qrels[query_id] for query_id in ranked if query_id in qrels}

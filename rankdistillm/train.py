@@ -154,11 +154,13 @@ def _train(
         prepare_metrics([metric])
 
     # ---- loop
-    tracker = resources.enter_context(closing(Tracker(output, config, step=progress.step)))
-    model.train()
-    weights = list(model.parameters())  # listing them takes longer than clipping their gradients
     patience = config.validation.patience or math.inf
     end = len(data) if progress.validations_since_best < patience else progress.step
+    is_finished = progress.step == end
+    tracker = Tracker(output, config, step=progress.step, is_finished=is_finished)
+    resources.enter_context(closing(tracker))
+    model.train()
+    weights = list(model.parameters())  # listing them takes longer than clipping their gradients
     bar = progress_bar(
         range(progress.step, end), desc=config.stage, smoothing=0.05,
         initial=progress.step, total=end,

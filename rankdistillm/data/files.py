@@ -16,6 +16,7 @@ from rankdistillm.errors import InputError, quoted
 
 # Scores become float32 targets and are written as float32.
 LARGEST_SCORE = float(np.finfo(np.float32).max)
+GZIP = b"\x1f\x8b"  # the first bytes of each gzip file
 INTEGER = re.compile(r"[+-]?[0-9]+")
 DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 N = TypeVar("N", int, float)
@@ -43,8 +44,11 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
             "fetch or compress it again"
         ) from error
     except UnicodeDecodeError as error:
+        if number == 0 and error.object.startswith(GZIP):
+            raise InputError(f"{path}: a gzip file; rename it to end in .gz") from error
+        where = f", after line {number}" if number else ""
         raise InputError(
-            f"{path}, after line {number}: not UTF-8 ({error.reason}); convert it, for example "
+            f"{path}{where}: not UTF-8 ({error.reason}); convert it, for example "
             "with iconv"
         ) from error
     except OSError as error:

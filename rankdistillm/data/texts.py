@@ -127,7 +127,8 @@ def _tsv_entries(path: Path) -> Iterator[tuple[int, str, str]]:
         identifier, tab, text = content.partition("\t")
         if not tab:
             raise InputError(
-                f"{path}, line {line}: expected 'id<TAB>text', found no tab; write one entry a line"
+                f"{path}, line {line}: expected 'id<TAB>text', found no tab; write a tab "
+                "between the two, and one entry a line"
             )
         yield line, identifier, text
 

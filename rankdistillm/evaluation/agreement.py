@@ -14,11 +14,11 @@ class Agreement:
     """Means over queries.
 
     ``kendall_tau``: from 1 (the same order) to -1 (the reverse), over the passages that both lists
-    have. ``moved``: share of the new top 10 that was not in the old one.
+    have. ``new_in_top``: share of the new top 10 that was not in the old one.
     """
 
     kendall_tau: float
-    moved: float
+    new_in_top: float
 
 
 def agreement(ranked: Run, before: Run) -> Agreement:
@@ -29,7 +29,7 @@ def agreement(ranked: Run, before: Run) -> Agreement:
     """
     from scipy.stats import kendalltau  # imported late: it takes a second
 
-    taus, moved = [], []
+    taus, new_in_top = [], []
     for query_id in ranked:
         new, old = ranked[query_id].doc_ids, before[query_id].doc_ids
         old_rank = {doc_id: rank for rank, doc_id in enumerate(old)}
@@ -37,7 +37,7 @@ def agreement(ranked: Run, before: Run) -> Agreement:
         if len(shared) < 2:
             continue
         taus.append(float(kendalltau(range(len(shared)), shared).statistic))
-        moved.append(fmean(doc_id not in old[:TOP] for doc_id in new[:TOP]))
+        new_in_top.append(fmean(doc_id not in old[:TOP] for doc_id in new[:TOP]))
     if not taus:
         raise InputError(f"{ranked.source}: no list shares two passages with {before.source}")
-    return Agreement(fmean(taus), fmean(moved))
+    return Agreement(fmean(taus), fmean(new_in_top))

@@ -44,6 +44,8 @@ def find_runs(runs: Any, qrels: Any) -> tuple[dict[str, JudgedFiles], list[str]]
         raise InputError(f"runs={runs}: give each run a name, as in {EXAMPLE}, or name a folder")
     elif all(isinstance(value, DictConfig) for value in runs.values()):
         named = {str(c): {str(n): str(f) for n, f in of.items()} for c, of in runs.items()}
+    elif any(isinstance(value, DictConfig) for value in runs.values()):
+        raise InputError(f"runs={runs}: give all runs by collection, or none, as in {EXAMPLE}")
     else:
         if not isinstance(qrels, str):
             raise InputError("qrels is not set; give the judgements, for example qrels=qrels.txt")

@@ -9,6 +9,7 @@ from rankdistillm.errors import InputError
 from rankdistillm.evaluation.metrics import RunMetrics
 
 RESAMPLES = 20_000
+MARKS = "abcdefghijklmnopqrstuvwxyz"  # of several baselines; a single one has an asterisk
 
 
 def paired_t_test(differences: Sequence[float]) -> float:
@@ -101,9 +102,7 @@ class Significance:
 
     @property
     def _marks(self) -> str:
-        return (
-            "*" if len(self.p_values) == 1 else "abcdefghijklmnopqrstuvwxyz"[: len(self.p_values)]
-        )
+        return "*" if len(self.p_values) == 1 else MARKS[: len(self.p_values)]
 
 
 def check_settings(test: str, correction: str, alpha: float) -> None:
@@ -126,11 +125,15 @@ def compare(
     """Test every run against each baseline, paired by query, for each metric.
 
     All runs must have been measured on the same judgements. Two baselines are compared with each
-    other once; a baseline that is not among ``runs`` is left out.
+    other once. A baseline that is not among ``runs`` adds no comparison, nor does naming one twice.
 
-    Raises `InputError` if nothing can be tested: no run beside a baseline, or a single query.
+    Raises `InputError` if nothing can be tested (no run beside a baseline, or a single query), and
+    for more baselines than there are `MARKS`.
     """
     check_settings(test, correction, alpha)
+    baselines = list(dict.fromkeys(baselines))
+    if len(baselines) > len(MARKS):
+        raise InputError(f"{len(baselines)} baselines; give at most {len(MARKS)}")
     pairs = [
         (baseline, name)
         for i, baseline in enumerate(baselines)

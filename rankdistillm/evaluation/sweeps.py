@@ -1,6 +1,5 @@
 """Trainings side by side: a row for what varies between them, and the mean over their seeds."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
@@ -9,21 +8,11 @@ from typing import Any
 from rankdistillm.errors import InputError
 from rankdistillm.evaluation.metrics import RunMetrics
 from rankdistillm.evaluation.significance import Significance, compare
+from rankdistillm.evaluation.sweep_rows import Choices, name_rows, typed
 from rankdistillm.evaluation.tables import Table, captions
 from rankdistillm.evaluation.trainings import BEFORE, STUDENT, Training, read_per_query
 
-# Options that do not change the student (data.test: nor its training).
-IGNORED = (
-    "output", "resume", "device", "token_budget", "state", "checkpoint", "wandb", "card",
-    "data.test",
-)  # fmt: skip
-# Group of options -> the option that tells its choices apart.
-GROUPS = {"loss": "loss._target_", "model": "model.path", "data": "data.train.run"}
 MEASURED_DATA = ("run", "qrels", "depth")
-MOST_ALONG = 8  # notes on options that vary along with those that name the rows
-
-# group -> choice -> dotted option -> value
-Choices = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 @dataclass
@@ -72,7 +61,7 @@ def arrange(
 
     Raises `InputError` if no finished training measured ``metric``.
     """
-    named, notes = _name_rows([training.options for training in trainings], over, choices or {})
+    named, notes = name_rows([training.options for training in trainings], over, choices or {})
     rows: dict[str, list[Training]] = {}
     for name, training in sorted(zip(named, trainings, strict=True), key=lambda p: p[0].order):
         rows.setdefault(name.text, []).append(training)
@@ -152,145 +141,6 @@ def check_baselines(sweep: Sweep, baselines: Sequence[str]) -> list[str]:
     return [rows[baseline.replace(" ", "")] for baseline in baselines]
 
 
-# ---- names of rows
-
-
-@dataclass(frozen=True)
-class Name:
-    """The name of a row, and what it is sorted by."""
-
-    text: str
-    order: tuple[Any, ...]
-
-
-def _name_rows(
-    trainings: Sequence[Mapping[str, Any]], over: Sequence[str], choices: Choices
-) -> tuple[list[Name], list[str]]:
-    """A name for the row of each training, and notes on other options that vary along.
-
-    Groups of options come first, then single ones in the order of the configs. An option that
-    tells no further trainings apart is not named.
-    """
-    settings = [_settings(options, over, choices) for options in trainings]
-    _print_values(settings)
-    parts = list(dict.fromkeys(part for setting in settings for part in setting))
-    parts.sort(key=lambda part: part not in ("stage", *GROUPS))
-    columns = {part: tuple(setting.get(part) for setting in settings) for part in parts}
-    telling: list[str] = []
-    classes: list[tuple[Any, ...]] = [()] * len(settings)
-    for part, column in columns.items():
-        refined = [(*c, value) for c, value in zip(classes, column, strict=True)]
-        if len(set(refined)) > len(set(classes)):
-            telling.append(part)
-            classes = refined
-    if not telling and "loss" in columns:
-        telling = ["loss"]
-    names = [
-        Name(
-            ", ".join(
-                setting[part] if part in GROUPS else f"{part}={setting[part]}"
-                for part in telling
-                if part in setting
-            )
-            or "all",
-            tuple(_sortable(setting.get(part)) for part in telling),
-        )
-        for setting in settings
-    ]
-    return names, _varying_along(columns, telling, names, trainings, choices)
-
-
-def _settings(options: Mapping[str, Any], over: Sequence[str], choices: Choices) -> dict[str, Any]:
-    """Candidates for the name of a row: the stage, a text for each group, single options."""
-    settings: dict[str, Any] = {"stage": options.get("stage")}
-    for group, key in GROUPS.items():
-        if not _is_ignored(key, over):
-            choice = _choice(options, group, choices)
-            settings[group] = f"{group}={choice}" if choice else f"{key}={_typed(options.get(key))}"
-    keys = GROUPS.values()
-    return settings | {
-        option: value
-        for option, value in options.items()
-        if option not in keys and not _is_ignored(option, over)
-    }
-
-
-def _varying_along(
-    columns: Mapping[str, tuple[str | None, ...]],
-    telling: Sequence[str],
-    names: Sequence[Name],
-    trainings: Sequence[Mapping[str, Any]],
-    choices: Choices,
-) -> list[str]:
-    """Notes on options that differ between rows without naming them.
-
-    Left out are options that follow from the choice of a group, and copies of another option.
-    """
-    noted: dict[tuple[str | None, ...], str] = {}
-    named = {columns[part] for part in telling}
-    for part, column in columns.items():
-        is_copy = column in named or column in noted
-        if len(set(column)) == 1 or is_copy or part in GROUPS:
-            continue
-        if not all(_is_explained(part, options, choices) for options in trainings):
-            noted[column] = part
-    notes = []
-    for column, part in list(noted.items())[:MOST_ALONG]:
-        rows: dict[str, list[str]] = {}
-        for value, name in zip(column, names, strict=True):
-            rows.setdefault("not set" if value is None else value, []).append(name.text)
-        said = (f"{v} for {' and '.join(dict.fromkeys(those))}" for v, those in rows.items())
-        notes.append(f"varies along: {part}: {'; '.join(said)}")
-    return notes
-
-
-def _choice(options: Mapping[str, Any], group: str, choices: Choices) -> str | None:
-    """The choice that the options of a group stem from; None if it is not a known one."""
-    key = GROUPS[group]
-    agreeing = {
-        name: sum(options.get(option) == value for option, value in those.items())
-        for name, those in choices.get(group, {}).items()
-        if those.get(key) is not None and those[key] == options.get(key)
-    }
-    return max(agreeing, key=lambda name: agreeing[name]) if agreeing else None
-
-
-def _is_ignored(option: str, over: Sequence[str]) -> bool:
-    return any(option == name or option.startswith(f"{name}.") for name in (*IGNORED, *over))
-
-
-def _is_explained(part: str, options: Mapping[str, Any], choices: Choices) -> bool:
-    """Whether an option has the value that the choice of its group gives it."""
-    group = part.partition(".")[0]
-    choice = _choice(options, group, choices) if group in GROUPS else None
-    return choice is not None and choices[group][choice].get(part) == options.get(part)
-
-
-def _print_values(settings: Sequence[dict[str, Any]]) -> None:
-    """Make values text, as a user would type them; floats in four digits if these suffice."""
-    exact: dict[str, set[float]] = {}
-    for setting in settings:
-        for part, value in setting.items():
-            if isinstance(value, float):
-                exact.setdefault(part, set()).add(value)
-    short = {p for p, values in exact.items() if len({f"{v:.4g}" for v in values}) == len(values)}
-    for setting in settings:
-        for part, value in setting.items():
-            is_short = isinstance(value, float) and part in short
-            setting[part] = f"{value:.4g}" if is_short else _typed(value)
-
-
-def _typed(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _sortable(value: str | None) -> tuple[int, float, str]:
-    try:
-        return 0, float(value or ""), ""
-    except ValueError:
-        return 1, 0.0, value or ""
-
-
 # ---- measurements
 
 
@@ -302,7 +152,7 @@ def _newest(alike: Sequence[Training], over: Sequence[str]) -> tuple[list[Traini
         if training.summary is None:
             continue
         tested_on = (f"data.test.{name}" for name in MEASURED_DATA)
-        key = _typed([training.options.get(option) for option in (*over, *tested_on)])
+        key = typed([training.options.get(option) for option in (*over, *tested_on)])
         other = kept.setdefault(key, training)
         if other is training or other.summary is None:
             continue
@@ -354,7 +204,7 @@ def _measurements(training: Training) -> Iterator[tuple[str, tuple[Any, ...], fl
     queries = summary.queries, round(first_stage[1], 6)
 
     def data(part: str) -> list[str]:
-        return [_typed(options.get(f"data.{part}.{name}")) for name in MEASURED_DATA]
+        return [typed(options.get(f"data.{part}.{name}")) for name in MEASURED_DATA]
 
     if summary.measured_on == "test":
         yield "test", (*data("test"), *queries), summary.means[STUDENT]
@@ -412,7 +262,7 @@ def _about_measurements(sweep: Sweep) -> Iterator[str]:
         said = [f"{summaries[0].queries} judged queries"] if summaries else []
         first = next(iter(column.values.values()))[0][0]
         if label.endswith(")"):  # one of several
-            said.append(f"of {_typed(first.options.get(f'data.{column.data}.run'))}")
+            said.append(f"of {typed(first.options.get(f'data.{column.data}.run'))}")
         for row in dict.fromkeys(row for s in summaries for row in s.means if row != STUDENT):
             found = sorted({f"{s.means[row]:.4f}" for s in summaries if row in s.means}, key=float)
             if len(found) == 1 or row == BEFORE:
@@ -457,5 +307,5 @@ LENGTH = ("stage", "epochs", "max_steps", "queries_per_step", "validation.from_t
 def _length(training: Training) -> str:
     """Equal for trainings that take as many steps."""
     options = training.options
-    lists = sorted((k, _typed(v)) for k, v in options.items() if k.startswith("data.train."))
+    lists = sorted((k, typed(v)) for k, v in options.items() if k.startswith("data.train."))
     return repr([*(options.get(option) for option in LENGTH), lists])

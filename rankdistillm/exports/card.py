@@ -21,7 +21,7 @@ import rankdistillm
 from rankdistillm.data.outputs import replacing
 from rankdistillm.evaluation.names import shown
 from rankdistillm.model.formats import layout_of
-from rankdistillm.model.formats.files import find_file
+from rankdistillm.model.formats.files import find_file, locate
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +83,14 @@ PYTERRIER = """
     pipeline = bm25 >> Reranker("FOLDER_OR_HUB_ID")  # bm25: any retriever whose results have texts
     """
 
-HERE = {"rankdistillm": RANKDISTILLM, "PyTerrier": PYTERRIER}
+OURS = {"rankdistillm": RANKDISTILLM, "PyTerrier": PYTERRIER}
 # Format of the folder -> the libraries that load it: name -> code.
 USES: dict[str, dict[str, str]] = {
-    "encoder": HERE,
-    "mono": HERE | {"lightning-ir": LIGHTNING_IR},
-    "classifier": HERE
+    "encoder": OURS,
+    "mono": OURS | {"lightning-ir": LIGHTNING_IR},
+    "classifier": OURS
     | {"sentence-transformers": SENTENCE_TRANSFORMERS, "transformers": TRANSFORMERS},
-    "sentence_transformers": HERE | {"sentence-transformers": SENTENCE_TRANSFORMERS},
+    "sentence_transformers": OURS | {"sentence-transformers": SENTENCE_TRANSFORMERS},
     "onnx": {"sentence-transformers": ONNX},
     "tei": {},
 }
@@ -149,7 +149,7 @@ def read_card(source: str | Path) -> dict[str, Any] | None:
     from huggingface_hub.repocard import metadata_load
 
     try:
-        file = find_file(str(source), CARD)
+        file = find_file(locate(str(source)), CARD)
         record = (metadata_load(file) or {}).get("rankdistillm") if file else None
     except UNREADABLE:
         return None
@@ -227,7 +227,7 @@ def _before(path: str, depth: int) -> dict[str, Any] | None:
 
 def _stage(config: Any, summary: Any, *, follows: bool) -> dict[str, Any]:
     train, loss = config["data"]["train"], dict(config["loss"])
-    target = loss.pop("_target_").rpartition(".")[2].removesuffix("_loss")
+    loss_name = loss.pop("_target_").rpartition(".")[2].removesuffix("_loss")
     loss.pop("_partial_", None)
     found = {
         "stage": config["stage"],
@@ -237,7 +237,7 @@ def _stage(config: Any, summary: Any, *, follows: bool) -> dict[str, Any]:
         "teacher": _teacher(train["run"]),
         "judgements": _name(train["qrels"]) if _reads_judgements(config) else None,
         "passages": _name(config["data"]["docs"]),
-        "loss": target,
+        "loss": loss_name,
         "loss_options": ", ".join(f"{name}={value}" for name, value in loss.items()) or None,
         "targets": train["targets"],
         "list_size": train["list_size"],

@@ -16,9 +16,9 @@ from rankdistillm.data.runs import Run
 from rankdistillm.devices import async_copy, device_of, pair_too_large, prefetch
 from rankdistillm.errors import InputError, check_count
 from rankdistillm.model.cross_encoder import CrossEncoder
+from rankdistillm.model.maxp import Windows
 from rankdistillm.model.pairs import PackedPairs
 from rankdistillm.model.tokenise import TokenisedTexts
-from rankdistillm.model.windows import Windows
 from rankdistillm.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -50,10 +50,18 @@ class Reranker:
     encoder has room for beside the query: ``truncate`` cuts its end off; ``maxp`` scores it by the
     best of its overlapping windows of that length, which start every ``stride`` tokens (None: half
     a window).
+
+    ``token_budget`` bounds the tokens of one forward pass, and with them the memory; None for the
+    device's default. Scores do not depend on it but for rounding.
     """
 
     def __init__(
-        self, model: CrossEncoder, *, long: str = "truncate", stride: int | None = None
+        self,
+        model: CrossEncoder,
+        *,
+        long: str = "truncate",
+        stride: int | None = None,
+        token_budget: int | None = None,
     ) -> None:
         if not isinstance(model, CrossEncoder):
             raise InputError(
@@ -63,6 +71,7 @@ class Reranker:
         if long not in LONG:
             raise InputError(f"long={long} is not one of {', '.join(LONG)}")
         check_count("stride", stride, optional=True)
+        check_count("token_budget", token_budget, optional=True)
         if stride is not None and long == "truncate":
             raise InputError(f"stride={stride} is for long=maxp; add that, or leave stride out")
         if stride is not None and stride > (model.doc_length or stride):
@@ -75,6 +84,7 @@ class Reranker:
         self.model = model
         self.long = long
         self.stride = stride
+        self.token_budget = token_budget
         with torch.inference_mode():
             self._fused = model.fused_layers()
 
@@ -91,14 +101,15 @@ class Reranker:
         packed: bool = True,
         long: str = "truncate",
         stride: int | None = None,
+        token_budget: int | None = None,
     ) -> "Reranker":
         """Load a student or another re-ranker: a folder (``outputs/…/checkpoint``) or a hub id.
 
         ``device`` defaults to CUDA if available; ``precision`` is auto, fp32, bf16 or fp16. The
         lengths, in tokens, default to those that the student was trained with. ``retokenise`` is
         explained in `rankdistillm.model.tokenise.TokenisedTexts`; ``packed=False`` runs
-        transformers' own padded forward (`rankdistillm.model.heads`). ``long`` and ``stride`` are
-        explained above.
+        transformers' own padded forward (`rankdistillm.model.heads`). ``long``, ``stride`` and
+        ``token_budget`` are explained above.
 
         Raises `InputError` if there is no readable model, or if it was never trained to rank.
         """
@@ -116,7 +127,7 @@ class Reranker:
                 f"{path}: an encoder without a head (linear.weight), whose scores would be "
                 "random; train it first (python -m rankdistillm.train), or give a re-ranker"
             )
-        return cls(model, long=long, stride=stride)
+        return cls(model, long=long, stride=stride, token_budget=token_budget)
 
     def score(self, query: str, docs: Sequence[str]) -> np.ndarray:
         """Score the passages for the query: float32 ``[len(docs)]``, higher is better."""
@@ -258,7 +269,7 @@ class Reranker:
                 for batch, packed in zip(batches, prefetch(pack, batches), strict=True):
                     # The processes share the chunks that a single process would make, so that the
                     # scores are the same to the last bit.
-                    chunks = model.plan_chunks(packed.lengths)
+                    chunks = model.plan_chunks(packed.lengths, self.token_budget)
                     own = chunks[distributed.rank() :: distributed.world_size()]
                     for indices, scored in self._score_chunks(packed, own):
                         if activation is not None:

@@ -7,7 +7,7 @@ One question travels through the files of this room like this:
    and returns the doc_ids, best first. It knows neither texts nor models.
 2. `ask`. `rank_all` runs the generators of all queries side by side. It looks up the texts of each
    question, gives them to the `Asker` of `questions`, which takes them through steps 3 to 7, and
-   sends the reply to the generator; in the end it returns a `Run` and a `Report` (`report`).
+   sends the reply to the generator; in the end it returns a `Run` and a `Tally` (`tally`).
    `rehearsal` counts the questions without asking them.
 3. `prompts`. Passages are cut to a length, and a Jinja file (conf/prompts/) turns query and
    passages into chat messages.
@@ -20,7 +20,7 @@ One question travels through the files of this room like this:
    `QueryFailed` (the query ends, others go on). `openai_endpoint` asks a server, `local_chat` a
    model in this process, which `local_model` runs.
 7. `answers`. The completion becomes the reply: an order, a choice or a score. Every text gives one;
-   what had to be repaired is named and counted in the report.
+   what had to be repaired is named and counted in the tally.
 
 A `ScoringBackend` gets the query and the cut passages and returns their scores, so that there are
 no messages to write and no answers to read: `YesNo` and `QueryLikelihood` in `local_scorers`,
@@ -30,7 +30,7 @@ Two teachers are not asked at all: `history` replays the answers that rank_llm r
 way of asking and `answers`; `fused` merges several runs into one.
 
 `queries` asks for something else, a search query for each passage, and takes steps 3 to 7 too.
-`summary` shows a `Report` as a table; `provenance` writes beside a file how it was made.
+`summary` shows a `Tally` as a table; `provenance` writes beside a file how it was made.
 
 Read `rankings` first, then `ask` and `questions`.
 """

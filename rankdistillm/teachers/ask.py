@@ -20,8 +20,8 @@ from rankdistillm.teachers.budget import Budget, BudgetSpent
 from rankdistillm.teachers.prompts import Prompt
 from rankdistillm.teachers.questions import Asker, AskOptions, Query
 from rankdistillm.teachers.rankings import Question, Ranking
-from rankdistillm.teachers.report import Report
 from rankdistillm.teachers.store import AnswerStore, ReadOnlyStore
+from rankdistillm.teachers.tally import Tally
 from rankdistillm.teachers.windows import Record, Window
 
 T = TypeVar("T")
@@ -41,8 +41,8 @@ async def rank_all(
     options: AskOptions | None = None,
     progress: bool = True,
     record: Record | None = None,
-) -> tuple[Run, Report]:
-    """Rank the candidates of every query; returns the complete rankings and the `Report`.
+) -> tuple[Run, Tally]:
+    """Rank the candidates of every query; returns the complete rankings and the `Tally`.
 
     At most ``concurrency`` questions are under way at once. Each answer is stored when it comes;
     a question that the store knows is not asked. Memory does not grow with the number of queries,
@@ -51,9 +51,9 @@ async def rank_all(
     The scores of the returned run are the teacher's own if it scored every passage of the query by
     itself; else they count the passages that are ranked below.
 
-    A query that fails is in ``report.failed`` and not in the run. Once the budget is spent, or
-    many queries in a row failed without an answer, ``report.stopped`` says so, and queries that
-    the store cannot complete are in ``report.failed`` as well.
+    A query that fails is in ``tally.failed`` and not in the run. Once the budget is spent, or
+    many queries in a row failed without an answer, ``tally.stopped`` says so, and queries that
+    the store cannot complete are in ``tally.failed`` as well.
 
     Args:
         queries: query_id -> text.
@@ -90,14 +90,14 @@ async def rank_all(
             if record is not None:
                 record(query_id, windows)
         bar.update()
-        bar.set_postfix(questions=asker.report.calls + asker.report.cache_hits, refresh=False)
+        bar.set_postfix(questions=asker.tally.calls + asker.tally.cache_hits, refresh=False)
 
     with bar:
         starts = (ends - candidates.lengths).tolist()
         await side_by_side(zip(candidates, starts, strict=True), rank, concurrency)
-    report = asker.finish(perf_counter() - started)
+    tally = asker.finish(perf_counter() - started)
     ranked = candidates.with_scores(scores, source=f"{candidates.source}, ranked by {backend.name}")
-    return ranked.select(complete), report
+    return ranked.select(complete), tally
 
 
 def _check_texts(queries: Mapping[str, str], candidates: Run, docs: Mapping[str, str]) -> None:

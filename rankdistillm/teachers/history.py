@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankdistillm.data.files import integer_of, numbered_lines, text_of
+from rankdistillm.data.files import numbered_lines, text_of
 from rankdistillm.data.runs import Run
 from rankdistillm.errors import InputError, quoted
 from rankdistillm.teachers.answers import UNREADABLE, read_order
@@ -30,8 +30,6 @@ class Call:
 
     response: str
     passages: tuple[str, ...]
-    input_tokens: int
-    output_tokens: int
 
 
 @dataclass(frozen=True)
@@ -207,12 +205,7 @@ def _history(entry: Any, where: str) -> History:
 
 
 def _call(recorded: Any, where: str) -> Call:
-    return Call(
-        text_of(recorded["response"], "response", where),
-        _passages(recorded.get("prompt")),
-        integer_of(recorded.get("input_token_count") or 0, "input_token_count", where),
-        integer_of(recorded.get("output_token_count") or 0, "output_token_count", where),
-    )
+    return Call(text_of(recorded["response"], "response", where), _passages(recorded.get("prompt")))
 
 
 def _passages(prompt: Any) -> tuple[str, ...]:

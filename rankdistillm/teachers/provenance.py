@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from rankdistillm import __version__
-from rankdistillm.data.outputs import replacing
+from rankdistillm.data.outputs import write_text
 from rankdistillm.data.runs import Run
 from rankdistillm.errors import InputError
-from rankdistillm.teachers.report import Report
+from rankdistillm.teachers.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -36,33 +36,32 @@ def windows_of(file: str | Path) -> Path:
 
 
 def write_provenance(
-    path: Path, *, method: Mapping[str, Any], data: Mapping[str, Any], report: Report
+    path: Path, *, method: Mapping[str, Any], data: Mapping[str, Any], tally: Tally
 ) -> None:
     """Write the JSON file ``path``.
 
     ``method`` says who was asked and how, ``data`` what about and what came of it; neither holds a
-    key. The counts of ``report`` follow.
+    key. The counts of ``tally`` follow.
     """
     content = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "method": dict(method),
         "data": dict(data),
         "answers": {
-            "asked": asdict(report.asked),
-            "stored": asdict(report.stored),
-            "repairs": dict(sorted(report.repairs.items())),
-            "shortened_questions": report.shortened,
-            "cost": report.cost,
-            "total_cost": report.total_cost,
-            "seconds": round(report.seconds, 3),
+            "asked": asdict(tally.asked),
+            "stored": asdict(tally.stored),
+            "repairs": dict(sorted(tally.repairs.items())),
+            "shortened_questions": tally.shortened,
+            "cost": tally.cost,
+            "total_cost": tally.total_cost,
+            "seconds": round(tally.seconds, 3),
         },
-        "missing": dict(report.failed),
+        "missing": dict(tally.failed),
         "implementation": {"rankdistillm": __version__, "python": platform.python_version()}
         | {package: found for package in PACKAGES if (found := _version(package))},
         "platform": {"system": platform.system(), "machine": platform.machine()},
     }
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def read_provenance(run: Run) -> dict[str, Any] | None:
@@ -99,7 +98,7 @@ def facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     asked, stored = answers["asked"], answers["stored"]
     count = {name: asked[name] + stored[name] for name in asked}
     repairs = [f"{kind.replace('_', ' ')} {n:,}" for kind, n in answers["repairs"].items()]
-    cost = answers["total_cost"]
+    cost, shortened = answers["total_cost"], answers["shortened_questions"]
     tokens = f"{count['input_tokens']:,} in, {count['output_tokens']:,} out"
     return [
         (name, value)
@@ -111,10 +110,10 @@ def facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("tokens", tokens if count["input_tokens"] else ""),
             ("cost", "" if cost is None else f"{cost:,.4f}"),
             ("repairs", ", ".join(repairs) or ("none" if count["answers"] else "")),
-            ("cut for the context", f"{answers['shortened_questions']:,} questions"),
+            ("cut for the context", f"{shortened:,} questions" if shortened else ""),
             ("made", str(provenance["created"])),
         )
-        if value and value != "0 questions"
+        if value
     ]
 
 

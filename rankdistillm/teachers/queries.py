@@ -18,8 +18,8 @@ from rankdistillm.teachers.budget import Budget, BudgetSpent
 from rankdistillm.teachers.prompts import Example, Prompt
 from rankdistillm.teachers.questions import Asker, AskOptions, Query
 from rankdistillm.teachers.rehearsal import SilentBackend
-from rankdistillm.teachers.report import Report
 from rankdistillm.teachers.store import AnswerStore, ReadOnlyStore
+from rankdistillm.teachers.tally import Tally
 
 _WORD = re.compile(r"\w+")
 
@@ -66,11 +66,11 @@ async def write_queries(
     concurrency: int = 32,
     options: AskOptions | None = None,
     progress: bool = True,
-) -> tuple[dict[str, str], Report]:
+) -> tuple[dict[str, str], Tally]:
     """Ask for a query for each passage; returns doc_id -> query, in the order of the passages.
 
     Stored answers, limits and errors are treated as in `rankdistillm.teachers.ask.rank_all`. A
-    passage whose answer holds no query is neither in the result nor in ``report.failed``; the
+    passage whose answer holds no query is neither in the result nor in ``tally.failed``; the
     repairs count it.
     """
     asker = Asker(
@@ -92,16 +92,16 @@ async def write_queries(
             asker.record_failure(doc_id, error)
         else:
             query, repairs = read_query(completion.text, cut_off=completion.cut_off)
-            asker.report.read += 1
-            asker.report.repairs.update(repairs)
+            asker.tally.read += 1
+            asker.tally.repairs.update(repairs)
             if query:
                 found[doc_id] = query
         bar.update()
 
     with bar:
         await side_by_side(passages.items(), write, concurrency)
-    report = asker.finish(perf_counter() - started)
-    return {doc_id: found[doc_id] for doc_id in passages if doc_id in found}, report
+    tally = asker.finish(perf_counter() - started)
+    return {doc_id: found[doc_id] for doc_id in passages if doc_id in found}, tally
 
 
 async def rehearse_queries(
@@ -113,13 +113,13 @@ async def rehearse_queries(
     budget: Budget,
     options: AskOptions,
     answer_tokens: int | None = None,
-) -> Report:
+) -> Tally:
     """Count what `write_queries` would ask; see `rankdistillm.teachers.rehearsal.rehearse`."""
     silent = SilentBackend(backend, answer_tokens)
     shared: dict[str, Any] = {"budget": Budget(prices=budget.prices), "options": options}
-    _, report = await write_queries(passages, prompt, silent, store=ReadOnlyStore(store), **shared)
-    report.repairs.clear()
-    return report
+    _, tally = await write_queries(passages, prompt, silent, store=ReadOnlyStore(store), **shared)
+    tally.repairs.clear()
+    return tally
 
 
 def without_duplicates(queries: Mapping[str, str]) -> dict[str, str]:

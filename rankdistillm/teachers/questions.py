@@ -30,8 +30,8 @@ from rankdistillm.teachers.backends import (
 from rankdistillm.teachers.budget import Budget, BudgetSpent
 from rankdistillm.teachers.prompts import Prompt, cut
 from rankdistillm.teachers.rankings import Reply
-from rankdistillm.teachers.report import Report
 from rankdistillm.teachers.store import AnswerStore, ReadOnlyStore, key_of
+from rankdistillm.teachers.tally import Tally
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -100,12 +100,12 @@ class Query:
     """The state that all questions about one query share."""
 
     text: str
-    counted: set[bytes] = field(default_factory=set)  # keys of the answers that are in the report
+    counted: set[bytes] = field(default_factory=set)  # keys of the answers that are in the tally
     failure: QueryFailed | BudgetSpent | None = None
 
 
 class Asker:
-    """Puts the questions of all queries to one teacher; ``report`` counts what that takes.
+    """Puts the questions of all queries to one teacher; ``tally`` counts what that takes.
 
     At most ``concurrency`` questions are under way at once. ``prompt`` is None for a
     `ScoringBackend`, which has its own.
@@ -125,7 +125,7 @@ class Asker:
         self.prompt, self.backend, self.store = prompt, backend, store
         self.budget = budget or Budget()
         self.options = options or AskOptions()
-        self.report = Report()
+        self.tally = Tally()
         self._slots = asyncio.Semaphore(concurrency)
         self._scoring = asyncio.Lock()
         self._under_way: dict[bytes, asyncio.Event] = {}  # set when the question is answered
@@ -133,24 +133,24 @@ class Asker:
         self._failures = 0  # queries that failed since the last answer
         self._most_failures = max(20, 2 * concurrency)
 
-    def finish(self, seconds: float) -> Report:
-        """The report, with what all that has cost."""
-        report = self.report
-        report.cost = self.budget.cost
-        report.total_cost = self.budget.prices.cost(report.asked + report.stored)
-        report.seconds = seconds
-        return report
+    def finish(self, seconds: float) -> Tally:
+        """The tally, with what all that has cost."""
+        tally = self.tally
+        tally.cost = self.budget.cost
+        tally.total_cost = self.budget.prices.cost(tally.asked + tally.stored)
+        tally.seconds = seconds
+        return tally
 
     def record_failure(self, identifier: str, error: QueryFailed | BudgetSpent) -> None:
-        """Report what ended one query; too many failures in a row end all."""
+        """Note what ended one query; too many failures in a row end all."""
         if isinstance(error, BudgetSpent):
-            self.report.failed[identifier] = f"unfinished: {error}"
-            self.report.stopped = self.report.stopped or str(error)
+            self.tally.failed[identifier] = f"unfinished: {error}"
+            self.tally.stopped = self.tally.stopped or str(error)
             return
-        self.report.failed[identifier] = str(error)
+        self.tally.failed[identifier] = str(error)
         self._failures += 1
-        if self._failures >= self._most_failures and self.report.stopped is None:
-            self.report.stopped = f"{self._failures} queries in a row failed: {error}"
+        if self._failures >= self._most_failures and self.tally.stopped is None:
+            self.tally.stopped = f"{self._failures} queries in a row failed: {error}"
 
     async def reply(self, query: Query, texts: Sequence[str]) -> tuple[Reply, frozenset[str]]:
         """The reply of a `Backend` to a question about these passages, and what was repaired."""
@@ -264,21 +264,21 @@ class Asker:
         completion = self.store.get(key)
         if completion is not None and key not in query.counted:
             query.counted.add(key)
-            self.report.stored.add(completion)
+            self.tally.stored.add(completion)
         return completion
 
     def _keep(self, query: Query, key: bytes, completion: Completion) -> Completion:
         """Store and count a new answer; returns the stored one."""
         self._failures = 0
         query.counted.add(key)
-        self.report.asked.add(completion)
+        self.tally.asked.add(completion)
         return self.store.put(key, completion, model=self.backend.name)
 
     def _count_shortened(self, completion: Completion) -> None:
         if completion.cut_to is None:
             return
-        self.report.shortened += 1
-        if self.report.shortened == 1:  # the report has the total
+        self.tally.shortened += 1
+        if self.tally.shortened == 1:  # the tally has the total
             log.warning(
                 "%s: a question exceeds the model's context; its passages are cut to %d "
                 "characters, and so are those of others where necessary",
@@ -287,8 +287,8 @@ class Asker:
             )
 
     def _check_stopped(self) -> None:
-        if self.report.stopped is not None:
-            raise BudgetSpent(self.report.stopped)
+        if self.tally.stopped is not None:
+            raise BudgetSpent(self.tally.stopped)
 
     def _read_reply(self, completion: Completion, size: int) -> tuple[Reply, frozenset[str]]:
         """The reply that a completion gives to a question, and the repairs, which are counted."""
@@ -305,9 +305,9 @@ class Asker:
         else:
             answer = read_order(completion.text, size, cut_off=completion.cut_off)
         reply, repairs = answer
-        self.report.repairs.update(repairs)
-        self.report.read += 1
-        self.report.unreadable += not repairs.isdisjoint(UNREADABLE)
+        self.tally.repairs.update(repairs)
+        self.tally.read += 1
+        self.tally.unreadable += not repairs.isdisjoint(UNREADABLE)
         return reply, repairs
 
 

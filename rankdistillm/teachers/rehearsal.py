@@ -15,8 +15,8 @@ from rankdistillm.teachers.budget import Budget
 from rankdistillm.teachers.prompts import Prompt
 from rankdistillm.teachers.questions import AskOptions
 from rankdistillm.teachers.rankings import Question, Ranking, Reply, answer_all
-from rankdistillm.teachers.report import Report
 from rankdistillm.teachers.store import AnswerStore, ReadOnlyStore
+from rankdistillm.teachers.tally import Tally
 
 
 async def rehearse(
@@ -32,12 +32,12 @@ async def rehearse(
     options: AskOptions | None = None,
     answer_tokens: int | None = None,
     progress: bool = True,
-) -> Report:
-    """Count what `rank_all` would ask, without asking: ``report.asked`` and its cost.
+) -> Tally:
+    """Count what `rank_all` would ask, without asking: ``tally.asked`` and its cost.
 
     Four characters count as a token and each answer as ``answer_tokens`` (None: the longest
     possible); a model that scores passages uses none. Orders are taken to be right as they are.
-    ``report.is_minimum`` says whether other answers lead to more questions. Answers in the store
+    ``tally.is_minimum`` says whether other answers lead to more questions. Answers in the store
     count as stored.
     """
     silent: Backend | ScoringBackend
@@ -46,14 +46,14 @@ async def rehearse(
     else:
         silent = _SilentScorer(backend)
     prices = budget.prices if budget is not None else None
-    _, report = await rank_all(
+    _, tally = await rank_all(
         queries, candidates, docs, make_ranking, prompt, silent,
         store=ReadOnlyStore(store), budget=Budget(prices=prices), options=options,
         progress=progress,
     )  # fmt: skip
-    report.repairs.clear()
-    report.is_minimum = _depends_on_answers(make_ranking, max(candidates.lengths, default=0))
-    return report
+    tally.repairs.clear()
+    tally.is_minimum = _depends_on_answers(make_ranking, max(candidates.lengths, default=0))
+    return tally
 
 
 def _depends_on_answers(make_ranking: Callable[[Sequence[str]], Ranking], depth: int) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rankdistillm import distributed
-from rankdistillm.data.outputs import replacing, unwritable
+from rankdistillm.data.outputs import replacing, unwritable, write_text
 from rankdistillm.devices import peak_memory
 from rankdistillm.errors import InputError
 from rankdistillm.evaluation.tables import per_query_csv
@@ -35,21 +35,24 @@ class Tracker:
     the same metrics.
 
     A training that resumes at ``step`` first drops the lines of later steps, so that the file has
-    neither gaps nor repeats. Of the processes of a job only the first one writes.
+    neither gaps nor repeats. With ``is_finished``, no step follows, and the earlier summary stays
+    until it is replaced. Of the processes of a job only the first one writes.
     """
 
-    def __init__(self, folder: Path, config: DictConfig, *, step: int = 0) -> None:
+    def __init__(
+        self, folder: Path, config: DictConfig, *, step: int = 0, is_finished: bool = False
+    ) -> None:
         self._file = None
         self._dashboards: list[Dashboard] = []
         if not distributed.is_first():
             return
         path = folder / "metrics.jsonl"
         dropped = _drop_later_lines(path, step)
-        self._dashboards = open_dashboards(config, folder, step=step, dropped=dropped)
         self._summary, self._per_query = folder / "summary.json", folder / "per_query.csv"
         self._dashboards = open_dashboards(config, folder, step=step, dropped=dropped)
-        for file in (self._summary, self._per_query):  # of an earlier, finished training
-            file.unlink(missing_ok=True)
+        if not is_finished:
+            for file in (self._summary, self._per_query):  # of an earlier training
+                file.unlink(missing_ok=True)
         self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -88,13 +91,9 @@ class Tracker:
             summary["best_validation"] = {"value": progress.best, "step": progress.best_step}
         if comparison is not None:
             summary |= {"measured_on": measured_on, **summarise(comparison)}
-            with replacing(self._per_query) as beside:
-                text = per_query_csv({measured_on: comparison.measured})
-                # As `evaluate` writes it: file names that are not UTF-8 are escaped as in JSON.
-                beside.write_text(text + "\n", "utf-8", errors="backslashreplace", newline="")
+            write_text(self._per_query, per_query_csv({measured_on: comparison.measured}))
         self._write_line({"step": progress.step, "summary": summary})
-        with replacing(self._summary) as beside:
-            beside.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+        write_text(self._summary, json.dumps(summary, indent=2))
         for dashboard in self._dashboards:
             dashboard.sum_up(summary, comparison)
 

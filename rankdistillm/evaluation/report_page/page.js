@@ -6,7 +6,7 @@ const $ = (id) => document.getElementById(id);
 const FIRST_QUERIES = 500; // rows of the list; a button shows the others
 const SVG = "http://www.w3.org/2000/svg";
 
-let data; // see _page_data in report.py
+let data; // see _page_data in __init__.py
 let shown = []; // the queries that the search finds, sorted
 let bars = []; // the same queries, by gain
 let opened = null; // the query that is open
@@ -38,7 +38,7 @@ async function unpack(text) {
 // ---- numbers
 
 const signed = (value, digits = 3) =>
-  `${Number(value.toFixed(digits)) === 0 ? "±" : value > 0 ? "+" : "−"}${Math.abs(value).toFixed(digits)}`;
+  `${Number(value.toFixed(digits)) === 0 ? "" : value > 0 ? "+" : "−"}${Math.abs(value).toFixed(digits)}`;
 const side = (value) => (value > 0.0005 ? "better" : value < -0.0005 ? "worse" : "");
 const plural = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 const queries = (number) => (number === 1 ? "1 query" : `${number.toLocaleString("en")} queries`);
@@ -118,7 +118,7 @@ function showGains() {
   );
   const mean = data.means[metric][run] - data.means[metric][base];
   const p = data.p[metric][base][run];
-  const printed = p >= 0.001 ? `= ${p.toFixed(3)}` : p >= 1e-15 ? `= ${p.toExponential(0)}` : "< 1e-15";
+  const printed = p >= 0.0005 ? `= ${p.toFixed(3)}` : p >= 1e-15 ? `= ${p.toExponential(0)}` : "< 1e-15";
   const tested = p === null ? "" : `, p ${printed}`;
   $("gains-title").textContent =
     `${data.runs[run]} over ${data.runs[base]}: ${signed(mean)} ${data.metrics[metric]} ` +

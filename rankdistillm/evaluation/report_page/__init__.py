@@ -1,6 +1,6 @@
 """Render a comparison of runs as one HTML page that needs no other file and no network.
 
-The page is ``report_page/page.html`` with its style and script inlined. Everything about single
+The page is ``page.html`` with its style and script inlined. Everything about single
 queries is data for the script: gzipped JSON in base64, so that no text in it can become markup and
 a page of 200 queries stays small. The script makes the rows of a query when it is opened.
 """
@@ -22,7 +22,7 @@ from rankdistillm.evaluation.metrics import RunMetrics, parse_metric, trec_order
 from rankdistillm.evaluation.significance import Significance
 from rankdistillm.evaluation.tables import comparison_table
 
-PAGE = Path(__file__).parent / "report_page"
+HERE = Path(__file__).parent
 
 
 class Exchange(NamedTuple):
@@ -98,9 +98,9 @@ def report_page(
 
     tests = {} if comparison.significance is None else {"": comparison.significance}
     table = comparison_table({"": comparison.measured}, comparison.metrics, tests, {"": [""]})
-    style, script = ((PAGE / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    style, script = ((HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))
     environment = Environment(
-        loader=FileSystemLoader(PAGE),
+        loader=FileSystemLoader(HERE),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

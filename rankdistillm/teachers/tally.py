@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Report:
+class Tally:
     """Counts of questions, answers and failures.
 
     ``asked`` counts the answers that the model gave now, ``stored`` those that it had given
@@ -47,25 +47,25 @@ class Report:
         return self.stored.answers
 
 
-def check_readable(report: Report, name: str) -> None:
+def check_readable(tally: Tally, name: str) -> None:
     """Raises `InputError` if no answer of a teacher could be read; warns of more than a tenth.
 
     Such answers leave the first stage's order, which is no ranking of the teacher. Also warns if
     more than a tenth were cut off.
     """
-    kinds = ", ".join(f"{kind} {n}" for kind, n in report.repairs.items() if kind in UNREADABLE)
+    kinds = ", ".join(f"{kind} {n}" for kind, n in tally.repairs.items() if kind in UNREADABLE)
     remedy = "choose another prompt, or allow longer answers"
-    if report.read and report.unreadable == report.read:
+    if tally.read and tally.unreadable == tally.read:
         raise InputError(
-            f"{name}: none of its {report.read} answers names a passage ({kinds}); {remedy}"
+            f"{name}: none of its {tally.read} answers names a passage ({kinds}); {remedy}"
         )
-    if report.unreadable > report.read / 10:
+    if tally.unreadable > tally.read / 10:
         log.warning(
             "%s: %d of %d answers name no passage (%s); %s",
-            name, report.unreadable, report.read, kinds, remedy,
+            name, tally.unreadable, tally.read, kinds, remedy,
         )  # fmt: skip
-    if (cut_off := report.repairs["cut_off"]) > report.read / 10:
+    if (cut_off := tally.repairs["cut_off"]) > tally.read / 10:
         log.warning(
             "%s: %d of %d answers are cut off; allow longer answers (max_tokens)",
-            name, cut_off, report.read,
+            name, cut_off, tally.read,
         )  # fmt: skip
