@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# ir_datasets asks for the room of the real MS MARCO before it reads the few passages of a test.
+os.environ.setdefault("IR_DATASETS_SKIP_DISK_FREE", "true")
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the processes of pytest -n share the cores
     threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))

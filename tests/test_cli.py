@@ -1,6 +1,7 @@
 """The commands in their own processes, from the checkout and from an installed wheel."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -16,11 +17,13 @@ from omegaconf import OmegaConf
 
 from rankdistillm.cli import CONFIGS, PACKAGE, run_command
 from rankdistillm.errors import InputError
+from rankdistillm.progress import progress_bar
 
 QUICK = ["data.test.run=null", "data.validation.depth=5", "data.train.num_queries=8", "max_steps=2"]
 TRAIN = ("-W", "ignore", "-m", "rankdistillm.train")
 
 
+@pytest.mark.slow
 def test_a_training_writes_its_output_folder_and_nothing_else(process, tiny_bert, tmp_path):
     result = process(*TRAIN, "+stage=distill", f"model.path={tiny_bert}", *QUICK, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -87,6 +90,14 @@ def test_the_garbage_collector_skips_imported_modules(process, tmp_path):
     assert result.stdout == "True\n", result.stderr
 
 
+def test_a_message_of_the_hub_is_shown_once(process, tmp_path):
+    job = "lambda _: logging.getLogger('huggingface_hub.x').warning('slow')"
+    imports = "import logging, huggingface_hub.utils; from rankdistillm.cli import run_command"
+    code = f"{imports}; run_command({job}, 'train')"
+    result = process("-c", code, cwd=tmp_path)
+    assert (result.stdout, result.stderr) == ("", "slow\n")
+
+
 @pytest.fixture
 def job(monkeypatch):
     """Runs a function of the config as the command ``rerank``, which makes no folders."""
@@ -113,6 +124,39 @@ def test_a_sweep_reports_each_failed_job_and_runs_the_others(job, monkeypatch, t
         job(fail_at_2, "-m", "depth=1,2,3", "hydra.sweep.dir=sweep")
     assert ran == [1, 2, 3]
     assert end.value.code == "error: depth=2: 2 is too deep; take 1"
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_command_goes_on_when_nobody_reads_its_output(name, job, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = []
+
+    def prints(config):
+        for size in (1, 100_000):  # less and more than what a stream keeps in memory
+            print("x" * size, file=getattr(sys, name))
+            logging.getLogger("rankdistillm").warning("y" * size)
+        done.append(config.depth)
+
+    with open(writing, "w") as stream:
+        monkeypatch.setattr(sys, name, stream)
+        job(prints, "depth=3")
+    assert done == [3]
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_command_runs_with_a_stream_closed(name, job, monkeypatch):
+    monkeypatch.setattr(sys, name, None)  # as Python starts with >&- or 2>&-
+    done = []
+
+    def prints(config):
+        print("x", file=getattr(sys, name))
+        for _ in progress_bar(range(2)):
+            logging.getLogger("rankdistillm").warning("y")
+        done.append(config.depth)
+
+    job(prints, "depth=3")
+    assert done == [3]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +255,7 @@ def test_an_installed_wheel_runs_in_an_empty_folder(process, tiny_bert, tmp_path
     with zipfile.ZipFile(wheel) as archive:
         assert not [name for name in archive.namelist() if name.startswith("tests/")]
         page = {name for name in archive.namelist() if "/report_page/" in name}
-        assert {Path(name).suffix for name in page} == {".html", ".css", ".js"}
+        assert {Path(name).suffix for name in page} == {".py", ".html", ".css", ".js"}
         archive.extractall(installed)
     arguments = ("+stage=distill", f"model.path={tiny_bert}", *QUICK)
     result = process(*TRAIN, *arguments, cwd=empty, PYTHONPATH=str(installed))

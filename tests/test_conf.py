@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from rankdistillm.cli import CONFIGS
+from rankdistillm.cli import CONFIGS, options_of
 from rankdistillm.losses import LOSSES, consumed_by
 
 
@@ -43,6 +43,9 @@ def test_groups_compose_with_each_other(stage, data, loss, model):
     assert config.stage == stage
     assert config.model.retokenise is False
     assert config.loss == loss_alone(loss)  # no stage leaks its settings into a loss
+    if stage == "distill":  # the other one sets options of data
+        for group, choice in {"data": data, "loss": loss, "model": model}.items():
+            assert options_of(group, choice) == config[group]
 
 
 @pytest.mark.parametrize("recipe", names("recipe"))

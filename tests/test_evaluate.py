@@ -409,6 +409,7 @@ def test_senseless_settings_are_refused_before_runs_are_read(arguments, said, fi
 def test_runs_and_judgements_are_required(command):
     refused(command("evaluate"), "runs is not set", "runs={bm25: first.run")
     refused(command("evaluate", "runs={a: a.run}"), "qrels is not set", "qrels=qrels.txt")
+    refused(command("evaluate", "runs=[a,b]"), "runs=['a', 'b']: give each value a name")
 
 
 def test_no_runs(files, command):
@@ -418,6 +419,11 @@ def test_no_runs(files, command):
 def test_runs_without_names(files, command):
     result = command("evaluate", "qrels=qrels.txt", "runs=bad.run")
     refused(result, "runs=bad.run", "name", "runs={bm25: first.run")
+
+
+def test_runs_beside_collections(files, command):
+    result = command("evaluate", "qrels=qrels.txt", "runs={bad: bad.run, c: {good: good.run}}")
+    refused(result, "give all runs by collection, or none", "runs={bm25: first.run")
 
 
 def test_unknown_baseline(files, command):
@@ -451,6 +457,7 @@ def test_output_that_cannot_be_written(files, command):
 # ---- the command in its own process
 
 
+@pytest.mark.slow
 def test_the_command_in_its_own_process_leaves_no_files(files, process, command):
     before = sorted(files.iterdir())
     good = process(

@@ -48,7 +48,10 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("name", SAID)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "onnx" else []) for name in SAID],
+)
 def test_each_format_is_written_loaded_again_and_compared(name, command, student, tmp_path):
     if name == "onnx":
         needs_onnx()

@@ -253,6 +253,22 @@ def test_stale_windows_are_ignored(command, taught, tmp_path):
     assert {q["windows"] for q in data_of(tmp_path / "report.html")["queries"]} == {None}
 
 
+def test_a_teacher_that_is_killed_as_it_writes_leaves_no_stale_windows(
+    command, taught, tmp_path, monkeypatch
+):
+    taught("windows=true")
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rankdistillm.teach.write_provenance", killed)
+        with pytest.raises(AssertionError, match="interrupted"):
+            taught("windows=true")
+    assert not (tmp_path / "t.run.windows.jsonl").exists()
+    assert command("report", *SHOW).status == 0
+
+
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [

@@ -93,6 +93,26 @@ def test_a_chunk_that_exceeds_memory_is_halved(reranker, monkeypatch):
         reranker.rerank(run, QUERIES, DOCS, progress=False)
 
 
+def test_a_token_budget_bounds_the_forward_pass_and_changes_no_score(reranker, monkeypatch):
+    run = Run.from_scores({q: {d: -i for i, d in enumerate("abc")} for q in QUERIES})
+    expected = reranker.rerank(run, QUERIES, DOCS, progress=False)
+    forward, sizes = CrossEncoder.forward, []
+
+    def counted(self, pairs, fused):
+        sizes.append(int(pairs.lengths.sum()))
+        return forward(self, pairs, fused)
+
+    monkeypatch.setattr(CrossEncoder, "forward", counted)
+    found = Reranker(reranker.model, token_budget=40).rerank(run, QUERIES, DOCS, progress=False)
+    assert len(sizes) > 1
+    assert max(sizes) <= 40
+    for query_id in run:
+        assert found[query_id].doc_ids == expected[query_id].doc_ids
+        assert found[query_id].scores == pytest.approx(expected[query_id].scores, abs=1e-6)
+    with pytest.raises(InputError, match="token_budget=0 is not a whole number above 0"):
+        Reranker(reranker.model, token_budget=0)
+
+
 def test_training_mode_is_restored(reranker):
     reranker.model.train()
     reranker.score("q", ["d"])

@@ -30,6 +30,7 @@ def steps(folder):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
 def test_a_signal_ends_the_training_after_its_step_and_saves_the_state(number, overrides, tmp_path):
     options = [*overrides, "state.every=1000000", "max_steps=100000"]
     with subprocess.Popen(

@@ -169,6 +169,22 @@ def test_a_resumed_training_leaves_one_summary(train, tmp_path):
     assert not (tmp_path / "out/summary.json").exists()
 
 
+def test_a_finished_training_keeps_its_summary_until_a_step_follows(train, tmp_path, monkeypatch):
+    files = [tmp_path / "out" / name for name in ("summary.json", "per_query.csv")]
+    assert train().status == 0
+    before = [file.read_bytes() for file in files]
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rankdistillm.train.print_comparison", interrupted)
+        assert train().status == 130
+        assert [file.read_bytes() for file in files] == before
+        assert train("max_steps=6").status == 130
+        assert not any(file.exists() for file in files)
+
+
 def test_a_training_without_validation_has_a_summary(train, tmp_path):
     assert train("data.validation.run=null").status == 0
     summary = json.loads((tmp_path / "out/summary.json").read_text())
@@ -511,7 +527,6 @@ def test_a_share_of_the_training_queries_chooses_the_checkpoint(train, tmp_path)
     best = json.loads((tmp_path / "out/summary.json").read_text())["best_validation"]
     assert best["value"] == max(m.get("validation/ndcg@10", 0) for m in metrics(tmp_path / "out"))
     assert "from step 5" in train(*held_out, share, "max_steps=6").out
-    assert "held out" not in train(*held_out, "output=without").out
     by_judgements = train(*held_out, share, "output=judged", stage="prefinetune")
     assert "measured by judgements" in by_judgements.out
     # A validation run that is given is used.

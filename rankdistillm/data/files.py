@@ -48,8 +48,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
             raise InputError(f"{path}: a gzip file; rename it to end in .gz") from error
         where = f", after line {number}" if number else ""
         raise InputError(
-            f"{path}{where}: not UTF-8 ({error.reason}); convert it, for example "
-            "with iconv"
+            f"{path}{where}: not UTF-8 ({error.reason}); convert it, for example with iconv"
         ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error

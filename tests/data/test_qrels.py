@@ -62,6 +62,13 @@ def test_cut_off_gz(tmp_path):
         read_qrels(path)
 
 
+def test_gzipped_without_the_suffix(tmp_path):
+    path = tmp_path / "qrels.txt"
+    path.write_bytes(gzip.compress(TREC.encode()))
+    with pytest.raises(InputError, match=r"qrels\.txt: a gzip file; rename it to end in \.gz"):
+        read_qrels(path)
+
+
 def test_neither_file_nor_id():
     with pytest.raises(InputError, match=r"no/qrels: neither a file nor an ir_datasets id.*qrels"):
         read_qrels("no/qrels")

@@ -100,6 +100,7 @@ CHOICES = [
 
 @pytest.mark.parametrize(("dtype", "are_few", "first_only"), CHOICES)
 @pytest.mark.parametrize(("lengths", "heads", "size"), SHAPES)
+@pytest.mark.slow
 def test_attention_equals_torch(lengths, heads, size, dtype, are_few, first_only, monkeypatch):
     # One program per pair and head, or several.
     monkeypatch.setattr(attention, "ENOUGH_PROGRAMS", 1000 if are_few else 0)

@@ -16,8 +16,8 @@ def run_of(**lists):
 def test_the_same_and_the_reverse():
     first = run_of(q1="abcd", q2="ef")
     same, reverse = agreement(first, first), agreement(run_of(q1="dcba", q2="fe"), first)
-    assert (same.kendall_tau, same.moved) == (1.0, 0.0)
-    assert (reverse.kendall_tau, reverse.moved) == (-1.0, 0.0)
+    assert (same.kendall_tau, same.new_in_top) == (1.0, 0.0)
+    assert (reverse.kendall_tau, reverse.new_in_top) == (-1.0, 0.0)
 
 
 def test_one_pair_of_six_is_exchanged():
@@ -28,7 +28,7 @@ def test_one_pair_of_six_is_exchanged():
 def test_passages_that_come_into_the_top_ten():
     docs = "abcdefghijklm"
     found = agreement(run_of(q1=docs[3:] + docs[:3]), run_of(q1=docs))
-    assert found.moved == pytest.approx(0.3)  # k, l and m
+    assert found.new_in_top == pytest.approx(0.3)  # k, l and m
 
 
 def test_lists_of_one_shared_passage_have_no_order():

@@ -68,3 +68,19 @@ def test_several_baselines_are_compared_once_each_and_corrected_together():
     assert found.marks("a", "m") == ""
     assert "a from a, b from b" in found.caption
     assert "Bonferroni correction over 3 comparisons per metric" in found.caption
+
+
+def test_a_baseline_named_twice_counts_once():
+    rng = np.random.default_rng(4)
+    runs = {
+        name: RunMetrics({"m": {f"q{i}": float(v) for i, v in enumerate(rng.normal(size=9))}})
+        for name in ("base", "run")
+    }
+    assert compare(runs, ["base", "base"]) == compare(runs, ["base"])
+
+
+def test_more_baselines_than_letters_are_refused():
+    runs = {f"r{i}": RunMetrics({"m": {"q1": 0.0, "q2": float(i)}}) for i in range(28)}
+    assert compare(runs, list(runs)[:26]).marks("r0", "m") == ""
+    with pytest.raises(InputError, match="27 baselines; give at most 26"):
+        compare(runs, list(runs)[:27])

@@ -93,6 +93,23 @@ def test_an_option_that_varies_along_is_noted(sweep):
     ]
 
 
+def test_a_note_names_few_of_many_rows(sweep):
+    rates = [{"optim.learning_rate": i / 10, "optim.warmup": i // 6} for i in range(1, 8)]
+    (note,) = sweep(*rates).notes
+    assert note == (
+        "varies along: optim.warmup: 0 for optim.learning_rate=0.1 and optim.learning_rate=0.2 and "
+        "optim.learning_rate=0.3 and 2 others; 1 for optim.learning_rate=0.6 and "
+        "optim.learning_rate=0.7"
+    )
+
+
+def test_epochs_count_for_nothing_where_the_steps_are_given(sweep):
+    assert list(sweep({"epochs": 1}, {"epochs": 2}).rows) == ["epochs=1", "epochs=2"]
+    steps = {"max_steps": 9}
+    found = sweep({"epochs": 1} | steps, {"epochs": 2, "seed": 2} | steps)
+    assert list(found.rows) == ["loss=ranknet"]
+
+
 def test_other_options_than_the_seed_may_be_averaged_over(sweep):
     trainings = [{"seed": i, "model.path": f"stage1/{i}"} for i in (1, 2)]
     assert len(sweep(*(t.copy() for t in trainings)).rows) == 2

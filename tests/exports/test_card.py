@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from rankdistillm.exports import card
 from rankdistillm.exports.card import card_text, carry_card, read_card, write_card
+from rankdistillm.model.formats.files import PACKAGED, locate
 from tests.helpers import HOSTILE_NAMES
 
 ROOT = Path(__file__).parents[2]
@@ -249,6 +250,16 @@ def test_a_student_of_a_hub_passes_its_training_on(training, tmp_path, monkeypat
     stages = read_card(second / "checkpoint")["stages"]
     assert stages[0] == read_card(first / "checkpoint")["stages"][0]
     assert len(stages) == 2
+
+
+def test_the_card_of_a_packaged_model_is_not_sought_on_the_hub(training, monkeypatch):
+    (name,) = PACKAGED
+    if locate(name) == name:
+        pytest.skip("without the package of the weights")
+    monkeypatch.setattr(card, "find_file", lambda source, _: read.append(source))
+    read = []
+    write_card(training(start=name))
+    assert read == [locate(name)]
 
 
 @pytest.mark.parametrize(

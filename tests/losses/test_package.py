@@ -63,6 +63,7 @@ def test_every_loss_has_an_example(name):
     assert any(f"{function.__name__}(" in example.source for example in found.examples)
 
 
+@pytest.mark.slow
 def test_a_new_loss_takes_one_function_and_one_config(process, tiny_bert, tmp_path):
     shutil.copytree(
         PACKAGE, tmp_path / "rankdistillm", ignore=shutil.ignore_patterns("__pycache__")

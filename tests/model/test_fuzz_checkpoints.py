@@ -329,6 +329,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 def test_no_code_of_a_checkpoint_runs(checkpoints, tmp_path):
     hostile = list(product(("encoder-bert", "classifier-bert"), HOSTILE))
     folders = [tmp_path / f"{i}" / "hostile" for i in range(len(hostile))]

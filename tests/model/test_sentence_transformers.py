@@ -282,6 +282,7 @@ def test_a_sequence_classifier_with_its_single_module_is_loaded(tmp_path):
     assert (scores(tmp_path) == expected).all()
 
 
+@pytest.mark.slow
 def test_a_reranker_on_the_hub_is_loaded_with_its_modules(process, tmp_path):
     name, commit = "models--o--r", "0" * 40
     shutil.copytree(GOLDEN, tmp_path / name / "snapshots" / commit)

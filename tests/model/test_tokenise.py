@@ -197,6 +197,7 @@ def test_texts_without_tokens(cache):
     assert entries(cache)
 
 
+@pytest.mark.slow
 def test_processes_that_tokenise_the_same_texts_share_one_entry(cache, tiny_bert, tmp_path):
     script = (
         "import json, sys\n"

@@ -16,8 +16,8 @@ from rankdistillm.teachers.backends import Backend, Completion, QueryFailed, Sco
 from rankdistillm.teachers.budget import Budget, Prices, Usage
 from rankdistillm.teachers.questions import AskOptions
 from rankdistillm.teachers.rankings import pointwise, setwise, sliding_window
-from rankdistillm.teachers.report import check_readable
 from rankdistillm.teachers.store import AnswerStore
+from rankdistillm.teachers.tally import check_readable
 from tests.endpoint import (
     CALLS,
     ORDER,
@@ -47,18 +47,18 @@ def test_an_oracle_brings_the_best_to_the_top(tmp_path):
     given = queries, candidates, docs = task(7)
     model = Model()
     assert isinstance(model, Backend)
-    ranked, report = ask(tmp_path, given, model, concurrency=3)
+    ranked, tally = ask(tmp_path, given, model, concurrency=3)
     assert list(ranked) == list(queries)
     for query_id in queries:
         expected = by_relevance(candidates[query_id].doc_ids, docs)
         assert list(ranked[query_id].doc_ids[:5]) == expected[:5]
         assert sorted(ranked[query_id].doc_ids) == sorted(expected)
-    assert report.calls == model.asked.total() == 7 * CALLS
-    assert report.asked == Usage(7 * CALLS, 100 * 7 * CALLS, 10 * 7 * CALLS)
-    assert (report.cache_hits, report.failed, report.stopped) == (0, {}, None)
-    assert report.cost is report.total_cost is None
-    assert not report.repairs
-    assert report.seconds > 0
+    assert tally.calls == model.asked.total() == 7 * CALLS
+    assert tally.asked == Usage(7 * CALLS, 100 * 7 * CALLS, 10 * 7 * CALLS)
+    assert (tally.cache_hits, tally.failed, tally.stopped) == (0, {}, None)
+    assert tally.cost is tally.total_cost is None
+    assert not tally.repairs
+    assert tally.seconds > 0
     assert model.most <= 3
     assert set(model.sent) == {(200, 0.0, None)}
 
@@ -68,12 +68,12 @@ def test_a_second_time_nothing_is_asked_and_the_result_is_the_same(tmp_path):
     prices = Prices(1.0, 2.0)
     first, expected = ask(tmp_path, given, Model(), budget=Budget(prices=prices))
     model = Model()
-    second, report = ask(tmp_path, given, model, budget=Budget(prices=prices))
+    second, tally = ask(tmp_path, given, model, budget=Budget(prices=prices))
     assert orders(first) == orders(second)
     assert not model.asked
-    assert (report.calls, report.stored) == (0, expected.asked)
-    assert report.cost == 0.0
-    assert report.total_cost == expected.cost == pytest.approx(4 * CALLS * 120 / 1e6)
+    assert (tally.calls, tally.stored) == (0, expected.asked)
+    assert tally.cost == 0.0
+    assert tally.total_cost == expected.cost == pytest.approx(4 * CALLS * 120 / 1e6)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_whatever_changes_asks_anew(tmp_path, change):
     options = {"temperature": {"temperature": 0.5}, "words": {"words": 3}}.get(change, {})
     source = f"{ORDER}Please." if change == "prompt" else ORDER
     given = queries, candidates, docs
-    _, report = ask(tmp_path, given, model, source=source, options=AskOptions(**options))
-    assert (report.calls, report.cache_hits) == (2 * CALLS, 0)
+    _, tally = ask(tmp_path, given, model, source=source, options=AskOptions(**options))
+    assert (tally.calls, tally.cache_hits) == (2 * CALLS, 0)
 
 
 def test_an_answer_that_is_needed_again_counts_once(tmp_path):
@@ -101,17 +101,17 @@ def test_an_answer_that_is_needed_again_counts_once(tmp_path):
 
     for calls in (2, 0):
         model = Model()
-        _, report = ask(tmp_path, task(1, 8), model, ranking=passes)
-        assert (model.asked.total(), report.calls, report.cache_hits) == (calls, calls, 2 - calls)
+        _, tally = ask(tmp_path, task(1, 8), model, ranking=passes)
+        assert (model.asked.total(), tally.calls, tally.cache_hits) == (calls, calls, 2 - calls)
 
 
 def test_lists_of_no_passage_one_passage_and_no_queries(tmp_path):
     candidates = Run.from_scores({"q1": {"d": 1.0}, "q0": {}})
-    ranked, report = ask(tmp_path, ({"q1": "x", "q0": "y"}, candidates, {"d": "text"}), Model())
+    ranked, tally = ask(tmp_path, ({"q1": "x", "q0": "y"}, candidates, {"d": "text"}), Model())
     assert orders(ranked) == {"q1": ("d",), "q0": ()}
-    assert report.calls == 0
-    ranked, report = ask(tmp_path, ({}, Run({}), {}), Model())
-    assert len(ranked) == report.calls == 0
+    assert tally.calls == 0
+    ranked, tally = ask(tmp_path, ({}, Run({}), {}), Model())
+    assert len(ranked) == tally.calls == 0
 
 
 def test_repairs_are_counted_also_in_stored_answers(tmp_path):
@@ -119,9 +119,9 @@ def test_repairs_are_counted_also_in_stored_answers(tmp_path):
     bad = {"query 1": "", "query 2": "I would rather not.", "query 3": "[2] > [2]"}
     for calls in (4, 0):
         model = Model(lambda text: Completion(bad.get(text.split("\n")[0], oracle_text(text))))
-        ranked, report = ask(tmp_path, given, model, ranking=sliding_window)
-        assert report.calls == calls
-        assert report.repairs == {"empty": 1, "refusal": 1, "repetition": 1, "missing": 1}
+        ranked, tally = ask(tmp_path, given, model, ranking=sliding_window)
+        assert tally.calls == calls
+        assert tally.repairs == {"empty": 1, "refusal": 1, "repetition": 1, "missing": 1}
         assert ranked["q1"].doc_ids == given[1]["q1"].doc_ids
 
 
@@ -138,19 +138,19 @@ def test_a_ranking_that_is_cut_off_is_counted_and_a_thought_is_none(tmp_path, ca
         return Completion(cut.get(query, oracle_text(text)), cut_off=query in cut)
 
     for calls in (4, 0):
-        ranked, report = ask(tmp_path, given, Model(answer), ranking=sliding_window)
-        assert report.calls == calls
-        assert report.repairs == {"cut_off": 3, "thinking_cut": 2, "missing": 1, "wrong_format": 1}
-        assert (report.read, report.unreadable) == (4, 2)
+        ranked, tally = ask(tmp_path, given, Model(answer), ranking=sliding_window)
+        assert tally.calls == calls
+        assert tally.repairs == {"cut_off": 3, "thinking_cut": 2, "missing": 1, "wrong_format": 1}
+        assert (tally.read, tally.unreadable) == (4, 2)
     assert ranked["q0"].doc_ids[:2] == ("q0_7", "q0_6")
     for query_id in ("q1", "q2"):
         assert ranked[query_id].doc_ids == given[1][query_id].doc_ids
-    check_readable(report, "model")
+    check_readable(tally, "model")
     assert "3 of 4 answers are cut off; allow longer answers" in caplog.text
     only = given[0], given[1].select(["q1", "q2"]), given[2]
-    _, report = ask(tmp_path, only, Model(), ranking=sliding_window)
+    _, tally = ask(tmp_path, only, Model(), ranking=sliding_window)
     with pytest.raises(InputError, match=r"none of its 2 answers names a passage \(thinking_cut 2"):
-        check_readable(report, "model")
+        check_readable(tally, "model")
 
 
 def test_a_query_that_fails_ends_alone(tmp_path):
@@ -160,12 +160,12 @@ def test_a_query_that_fails_ends_alone(tmp_path):
         return Completion(oracle_text(text))
 
     given = task(5)
-    ranked, report = ask(tmp_path, given, Model(answer))
+    ranked, tally = ask(tmp_path, given, Model(answer))
     assert list(ranked) == ["q0", "q1", "q3", "q4"]
-    assert report.failed == {"q2": "the endpoint answers 401: no"}
-    assert report.stopped is None
-    again, report = ask(tmp_path, given, Model())
-    assert (report.calls, report.cache_hits) == (CALLS, 4 * CALLS)
+    assert tally.failed == {"q2": "the endpoint answers 401: no"}
+    assert tally.stopped is None
+    again, tally = ask(tmp_path, given, Model())
+    assert (tally.calls, tally.cache_hits) == (CALLS, 4 * CALLS)
     assert list(again) == [f"q{i}" for i in range(5)]
 
 
@@ -174,8 +174,8 @@ def test_a_query_that_failed_asks_no_more_of_its_questions(tmp_path):
         raise QueryFailed("the endpoint answers 401: no")
 
     model = Model(answer)
-    _, report = ask(tmp_path, task(3), model, source=SCORE, ranking=pointwise, concurrency=2)
-    assert len(report.failed) == 3
+    _, tally = ask(tmp_path, task(3), model, source=SCORE, ranking=pointwise, concurrency=2)
+    assert len(tally.failed) == 3
     assert model.asked.total() <= 3 * 2  # of 75
 
 
@@ -184,10 +184,10 @@ def test_a_teacher_that_never_answers_is_given_up(tmp_path):
         raise QueryFailed("cannot be reached")
 
     model = Model(answer)
-    ranked, report = ask(tmp_path, task(100), model, concurrency=2)
+    ranked, tally = ask(tmp_path, task(100), model, concurrency=2)
     assert len(ranked) == 0
-    assert len(report.failed) == 100
-    assert report.stopped == "20 queries in a row failed: cannot be reached"
+    assert len(tally.failed) == 100
+    assert tally.stopped == "20 queries in a row failed: cannot be reached"
     assert model.asked.total() <= 22
 
 
@@ -218,14 +218,14 @@ def test_a_limit_stops_and_the_same_command_goes_on(tmp_path, limit):
     total, rounds = 0, 0
     while True:
         budget = Budget(**limit, prices=Prices(1.0, 1.0))
-        ranked, report = ask(tmp_path, given, Model(), budget=budget, concurrency=1)
-        total, rounds = total + report.calls, rounds + 1
-        if report.stopped is None:
+        ranked, tally = ask(tmp_path, given, Model(), budget=budget, concurrency=1)
+        total, rounds = total + tally.calls, rounds + 1
+        if tally.stopped is None:
             break
-        assert report.calls == 10
-        assert report.stopped.startswith("the limit of")
-        assert set(report.failed) | set(ranked) == set(given[0])
-        assert all(reason.startswith("unfinished: the limit") for reason in report.failed.values())
+        assert tally.calls == 10
+        assert tally.stopped.startswith("the limit of")
+        assert set(tally.failed) | set(ranked) == set(given[0])
+        assert all(reason.startswith("unfinished: the limit") for reason in tally.failed.values())
     assert (total, rounds) == (6 * CALLS, 3)
     assert orders(ranked) == orders(whole)
 
@@ -234,11 +234,11 @@ def test_a_spent_budget_still_takes_what_is_stored(tmp_path):
     queries, candidates, docs = task(6)
     last = candidates.select(["q5"])
     ask(tmp_path, (queries, last, docs), Model())
-    ranked, report = ask(
+    ranked, tally = ask(
         tmp_path, (queries, candidates, docs), Model(), budget=Budget(requests=1), concurrency=1
     )
     assert list(ranked) == ["q5"]
-    assert len(report.failed) == 5
+    assert len(tally.failed) == 5
 
 
 def test_setwise(tmp_path):
@@ -247,8 +247,8 @@ def test_setwise(tmp_path):
         return Completion("ABCD"[number - 1])
 
     given = queries, candidates, docs = task(3)
-    ranked, report = ask(tmp_path, given, Model(best), source=BEST, ranking=setwise)
-    assert not report.repairs
+    ranked, tally = ask(tmp_path, given, Model(best), source=BEST, ranking=setwise)
+    assert not tally.repairs
     for query_id in queries:
         expected = by_relevance(candidates[query_id].doc_ids, docs)
         assert list(ranked[query_id].doc_ids[:10]) == expected[:10]
@@ -259,9 +259,9 @@ def test_a_model_that_scores(tmp_path):
     scorer = Scorer()
     assert isinstance(scorer, ScoringBackend)
     assert not isinstance(scorer, Backend)
-    ranked, report = ask(tmp_path, given, scorer, ranking=pointwise)
+    ranked, tally = ask(tmp_path, given, scorer, ranking=pointwise)
     assert scorer.calls == [25] * 5
-    assert (report.calls, report.asked.tokens) == (125, 0)
+    assert (tally.calls, tally.asked.tokens) == (125, 0)
     for query_id in queries:
         expected = by_relevance(candidates[query_id].doc_ids, docs)
         assert list(ranked[query_id].doc_ids) == expected
@@ -272,9 +272,9 @@ def test_a_model_that_scores(tmp_path):
     longer = dict(zip(candidates["q0"].doc_ids, range(25, 0, -1), strict=True))
     more = Run.from_scores({"q0": longer | {"new0": 0.5, "new1": 0.1}})
     again = Scorer()
-    ranked, report = ask(tmp_path, (queries, more, docs), again, ranking=pointwise)
+    ranked, tally = ask(tmp_path, (queries, more, docs), again, ranking=pointwise)
     assert again.calls == [2]
-    assert (report.calls, report.cache_hits) == (2, 25)
+    assert (tally.calls, tally.cache_hits) == (2, 25)
     assert (ranked["q0"].doc_ids[0], ranked["q0"].scores[0]) == ("new1", 250.0)
 
 
@@ -349,13 +349,13 @@ def test_the_key_is_in_no_store_and_no_log(tmp_path, caplog, monkeypatch):
         return troubled(text, times)
 
     with serving(script) as endpoint:
-        _, report = ask_endpoint(tmp_path, endpoint.url, "answers")
+        _, tally = ask_endpoint(tmp_path, endpoint.url, "answers")
     assert endpoint.keys == {"Bearer sk-very-secret-0123456789"}
-    assert "Incorrect API key: [key]" in report.failed["q2"]
+    assert "Incorrect API key: [key]" in tally.failed["q2"]
     written = b"".join(file.read_bytes() for file in tmp_path.iterdir())
     assert b"very-secret" not in written
     assert "very-secret" not in caplog.text
-    assert "very-secret" not in repr(report)
+    assert "very-secret" not in repr(tally)
 
 
 KILLED = """
@@ -395,10 +395,10 @@ def test_killed_at_eight_moments(tmp_path):
             with AnswerStore(tmp_path / "killed") as answers:
                 assert len(answers) >= stored
                 stored = len(answers)
-        ranked, report = ask_endpoint(tmp_path, endpoint.url, "killed")
+        ranked, tally = ask_endpoint(tmp_path, endpoint.url, "killed")
     assert orders(ranked) == orders(whole)
-    assert report.cache_hits >= stored
-    assert report.calls + report.cache_hits == expected.calls
-    assert (report.repairs, report.shortened) == (expected.repairs, expected.shortened)
+    assert tally.cache_hits >= stored
+    assert tally.calls + tally.cache_hits == expected.calls
+    assert (tally.repairs, tally.shortened) == (expected.repairs, expected.shortened)
     # What was under way when the process was killed is asked again: at most six questions a time.
     assert endpoint.answered.total() <= expected.calls + 8 * 6

@@ -165,13 +165,13 @@ def test_end_to_end(folder, tmp_path, way):
     runs = []
     with AnswerStore(tmp_path / "answers") as store:
         for calls in (2 if prompt else 10, 0):
-            ranked, report = asyncio.run(
+            ranked, tally = asyncio.run(
                 rank_all(
                     queries, candidates, docs, ranking, prompt, backend, store=store,
                     progress=False, options=AskOptions(max_tokens=8),
                 )
             )  # fmt: skip
-            assert (report.calls, report.failed) == (calls, {})
+            assert (tally.calls, tally.failed) == (calls, {})
             runs.append({q: (ranked[q].doc_ids, ranked[q].scores.tolist()) for q in ranked})
     assert runs[0] == runs[1]
     for doc_ids, scores in runs[0].values():

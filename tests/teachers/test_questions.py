@@ -22,18 +22,18 @@ def test_passages_are_cut_until_the_question_fits(tmp_path, caplog):
             raise ContextTooLong("1501 characters exceed 1500")
         return Completion(oracle_text(text))
 
-    ranked, report = ask(tmp_path, given, Model(answer), options=AskOptions(words=1000))
+    ranked, tally = ask(tmp_path, given, Model(answer), options=AskOptions(words=1000))
     assert list(ranked) == list(queries)
-    assert report.shortened == 2 * CALLS
+    assert tally.shortened == 2 * CALLS
     (said,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert said.startswith("model: a question exceeds the model's context; its passages are cut to")
     best = by_relevance(docs, docs)[0]
     assert ranked[best.split("_")[0]].doc_ids[0] == best
 
     model = Model(answer)
-    again, report = ask(tmp_path, given, model, options=AskOptions(words=1000))
+    again, tally = ask(tmp_path, given, model, options=AskOptions(words=1000))
     assert orders(again) == orders(ranked)
-    assert (model.asked.total(), report.shortened) == (0, 2 * CALLS)
+    assert (model.asked.total(), tally.shortened) == (0, 2 * CALLS)
 
 
 def test_a_length_that_was_refused_is_not_tried_again(tmp_path):
@@ -47,15 +47,15 @@ def test_a_length_that_was_refused_is_not_tried_again(tmp_path):
 
     given = task(6, filler="long " * 100)
     options = AskOptions(words=1000)
-    _, report = ask(tmp_path, given, Model(answer), options=options, concurrency=1)
-    assert report.shortened == report.calls == 6 * CALLS
+    _, tally = ask(tmp_path, given, Model(answer), options=options, concurrency=1)
+    assert tally.shortened == tally.calls == 6 * CALLS
     assert refused == sorted(refused, reverse=True)
     assert len(refused) < 12  # of the first question's; the other 23 ask almost none
 
     # The key is that of the question as it first was.
     model = Model(answer)
-    _, report = ask(tmp_path, given, model, options=options)
-    assert (model.asked.total(), report.shortened) == (0, 6 * CALLS)
+    _, tally = ask(tmp_path, given, model, options=options)
+    assert (model.asked.total(), tally.shortened) == (0, 6 * CALLS)
 
 
 def test_a_question_that_is_under_way_is_not_asked_again(tmp_path):
@@ -65,8 +65,8 @@ def test_a_question_that_is_under_way_is_not_asked_again(tmp_path):
     lists = {q: dict.fromkeys(candidates["q0"].doc_ids, 1.0) for q in both}
     given = both, Run.from_scores(lists), docs
     model = Model()
-    ranked, report = ask(tmp_path, given, model)
-    assert (model.asked.total(), report.calls, report.cache_hits) == (1, 1, 1)
+    ranked, tally = ask(tmp_path, given, model)
+    assert (model.asked.total(), tally.calls, tally.cache_hits) == (1, 1, 1)
     assert ranked["q0"].doc_ids == ranked["again"].doc_ids
 
     def odds(text):
@@ -76,10 +76,10 @@ def test_a_question_that_is_under_way_is_not_asked_again(tmp_path):
     for backend, calls in ((Model(odds), 1), (Scorer(), 1)):
         store = type(backend).__name__
         given = queries, candidates, same
-        _, report = ask(
+        _, tally = ask(
             tmp_path, given, backend, ranking=pointwise, source=SCORE, store=f"{store}.sqlite"
         )
-        assert report.calls == calls
+        assert tally.calls == calls
     assert backend.calls == [1]
 
 
@@ -94,8 +94,8 @@ def test_a_question_whose_asker_failed_is_asked_by_the_next(tmp_path):
             raise error
         return Completion(oracle_text(text))
 
-    ranked, report = ask(tmp_path, (both, Run.from_scores(lists), docs), Model(answer))
-    assert (list(ranked), report.failed) == (["again"], {"q0": "no"})
+    ranked, tally = ask(tmp_path, (both, Run.from_scores(lists), docs), Model(answer))
+    assert (list(ranked), tally.failed) == (["again"], {"q0": "no"})
 
 
 def test_a_model_that_cuts_passages_itself_gets_them_whole(tmp_path):
@@ -126,10 +126,8 @@ def test_a_question_that_never_fits_ends_its_query(tmp_path):
     def answer(_):
         raise ContextTooLong("it holds 8 tokens")
 
-    _, report = ask(tmp_path, task(1, 2), Model(answer))
-    assert report.failed == {
-        "q0": "too long even with passages of 20 characters: it holds 8 tokens"
-    }
+    _, tally = ask(tmp_path, task(1, 2), Model(answer))
+    assert tally.failed == {"q0": "too long even with passages of 20 characters: it holds 8 tokens"}
 
 
 def test_letters_and_scores_come_from_log_probabilities(tmp_path):
@@ -145,9 +143,9 @@ def test_letters_and_scores_come_from_log_probabilities(tmp_path):
     options = AskOptions(max_tokens=99, top_logprobs=12)
     by_letters, _ = ask(tmp_path, given, Model(letters), source=LETTERS, options=options)
     model = Model(odds)
-    by_odds, report = ask(tmp_path, given, model, source=SCORE, ranking=pointwise, options=options)
+    by_odds, tally = ask(tmp_path, given, model, source=SCORE, ranking=pointwise, options=options)
     assert set(model.sent) == {(1, 0.0, 12)}
-    assert report.calls == 75
+    assert tally.calls == 75
     for query_id in queries:
         expected = by_relevance(candidates[query_id].doc_ids, docs)
         assert list(by_letters[query_id].doc_ids[:5]) == expected[:5]
@@ -159,5 +157,5 @@ def test_letters_and_scores_come_from_log_probabilities(tmp_path):
 def test_a_model_that_scores_gets_shorter_passages_too(tmp_path):
     given = task(2, filler="long " * 50)
     for calls in (50, 0):
-        ranked, report = ask(tmp_path, given, Scorer(longest=100), ranking=pointwise)
-        assert (len(ranked), report.calls, report.shortened) == (2, calls, 50)
+        ranked, tally = ask(tmp_path, given, Scorer(longest=100), ranking=pointwise)
+        assert (len(ranked), tally.calls, tally.shortened) == (2, calls, 50)

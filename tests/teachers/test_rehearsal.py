@@ -20,7 +20,7 @@ def test_a_rehearsal_asks_nothing_and_counts_what_is_to_come(tmp_path):
     ask(tmp_path, half, Model())
     with AnswerStore(tmp_path / "answers") as store:
         before = len(store)
-        report = asyncio.run(
+        tally = asyncio.run(
             rehearse(
                 *given, windows, prompt, model, store=store, progress=False, answer_tokens=40,
                 budget=Budget(requests=1, prices=Prices(1.0, 2.0)),
@@ -28,10 +28,10 @@ def test_a_rehearsal_asks_nothing_and_counts_what_is_to_come(tmp_path):
         )  # fmt: skip
         assert len(store) == before
     assert not model.asked
-    assert (report.calls, report.cache_hits) == (3 * CALLS, 3 * CALLS)
-    assert report.asked.output_tokens == 40 * 3 * CALLS
-    assert report.cost == pytest.approx(
-        (report.asked.input_tokens + 2 * report.asked.output_tokens) / 1e6
+    assert (tally.calls, tally.cache_hits) == (3 * CALLS, 3 * CALLS)
+    assert tally.asked.output_tokens == 40 * 3 * CALLS
+    assert tally.cost == pytest.approx(
+        (tally.asked.input_tokens + 2 * tally.asked.output_tokens) / 1e6
     )
 
 
@@ -52,7 +52,7 @@ def test_a_number_of_calls_that_depends_on_the_answers_is_a_minimum(
     prompt = prompt_of(tmp_path, source)
     with AnswerStore(tmp_path / "answers") as store:
         given = *task(1, depth), ranking, prompt, Model()
-        report = asyncio.run(rehearse(*given, store=store, progress=False))
-    assert report.is_minimum is is_minimum
-    calls = rehearsal(report).splitlines()[0]
+        tally = asyncio.run(rehearse(*given, store=store, progress=False))
+    assert tally.is_minimum is is_minimum
+    calls = rehearsal(tally).splitlines()[0]
     assert ("at least" in calls) is is_minimum

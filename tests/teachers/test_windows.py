@@ -67,9 +67,9 @@ def test_other_lines_are_refused_by_number(tmp_path, change):
 def test_every_window_of_a_complete_query_is_recorded(tmp_path):
     queries, candidates, docs = given = task(5)
     found = {}
-    ranked, report = ask(tmp_path, given, Model(), record=found.__setitem__)
+    ranked, tally = ask(tmp_path, given, Model(), record=found.__setitem__)
     assert found.keys() == set(queries)
-    assert sum(map(len, found.values())) == report.read == 5 * CALLS
+    assert sum(map(len, found.values())) == tally.read == 5 * CALLS
     for query_id, asked in found.items():
         for window in asked:
             assert list(window.doc_ids_replied()) == by_relevance(window.question.doc_ids, docs)
@@ -99,8 +99,8 @@ def test_a_query_that_fails_is_not_recorded(tmp_path):
             return [float("nan") if query == "query 1" else 1.0 for _ in passages]
 
     found = {}
-    _, report = ask(tmp_path, task(3), Broken(), ranking=pointwise, record=found.__setitem__)
-    assert set(report.failed) == {"q1"}
+    _, tally = ask(tmp_path, task(3), Broken(), ranking=pointwise, record=found.__setitem__)
+    assert set(tally.failed) == {"q1"}
     assert found.keys() == {"q0", "q2"}
     assert {window.question.kind for window in found["q0"]} == {"score"}
 

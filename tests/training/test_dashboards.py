@@ -226,6 +226,12 @@ def test_a_resumed_training_continues_its_run_without_repeated_steps(config, out
     assert shown["objective"] == [(6, 0.75)]
 
 
+def test_each_dashboard_is_opened_once(config, out):
+    Tracker(out, config).close()
+    assert len(wandb_runs(out)) == 1
+    assert len(list((out / "tensorboard").iterdir())) == 1
+
+
 def test_starting_over_makes_another_run_and_hides_old_events(config, out):
     config.resume = "never"
     for loss in (0.5, 0.25):

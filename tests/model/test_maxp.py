@@ -9,8 +9,8 @@ import torch
 from rankdistillm.data.runs import Run
 from rankdistillm.errors import InputError
 from rankdistillm.model import reranker as reranker_module
+from rankdistillm.model.maxp import Windows
 from rankdistillm.model.reranker import Reranker
-from rankdistillm.model.windows import Windows
 from tests.helpers import collection_words, load, write_classifier
 
 QUERIES = {"q1": "why do tides turn", "q2": "how is bread made"}

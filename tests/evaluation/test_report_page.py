@@ -10,7 +10,7 @@ import pytest
 
 from rankdistillm.data.runs import Run
 from rankdistillm.evaluation.metrics import evaluate_run
-from rankdistillm.evaluation.report import Exchange, ReportedRuns, RunOrigin, report_page
+from rankdistillm.evaluation.report_page import Exchange, ReportedRuns, RunOrigin, report_page
 from rankdistillm.evaluation.significance import compare
 
 METRICS = ["ndcg@10", "mrr@10-l2"]
@@ -119,7 +119,7 @@ def listed(page):
 
 def gains(page):
     texts = page.locator(".queries a .number:nth-of-type(4)").all_text_contents()
-    return [float(text.replace(MINUS, "-").replace("±", "")) for text in texts]
+    return [float(text.replace(MINUS, "-")) for text in texts]
 
 
 def test_the_summary_and_a_query(example, visit):
