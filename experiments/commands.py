@@ -12,6 +12,12 @@ def command(module: str, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", f"rankdistillm.{module}", *arguments], check=True)
 
 
+def local(collection: Path) -> tuple[str, ...]:
+    """The options for the texts in a folder: docs.tsv and queries.tsv."""
+    docs, queries = collection / "docs.tsv", collection / "queries.tsv"
+    return "data=local", f"data.docs={docs}", f"data.queries={queries}"
+
+
 def train(output: Path, *arguments: str) -> Path:
     """Train into ``output`` unless that was done before; returns the student's folder.
 

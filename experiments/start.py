@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.commands import train
+from experiments.commands import local, train
 from experiments.lists import write_qrels, write_texts
 from experiments.warm_start import write_warm_start
 from rankdistillm.data.qrels import read_qrels
@@ -104,9 +104,7 @@ def stage_1(data: Path, work: Path, seed: int) -> Path:
     return train(
         work / f"seed{seed}/stage1",
         "+stage=prefinetune",
-        "data=local",
-        f"data.docs={files}/docs.tsv",
-        f"data.queries={files}/queries.tsv",
+        *local(files),
         f"data.train.run={files}/train.run",
         f"data.train.qrels={files}/qrels.txt",
         f"data.validation.run={files}/validation.run",

@@ -167,7 +167,7 @@ class _MayEnd:
         try:
             function(*arguments)
         except BrokenPipeError:
-            # What the buffer holds goes there as well, when the process ends.
+            # The rest of the buffer is then written there, too.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)

@@ -243,7 +243,7 @@ def blocks():
 
 
 def recorded_teacher():
-    """A server in the place of the language model: it ranks as one did, whose run is embedded."""
+    """A server that gives the answers of the embedded teacher run, in place of a language model."""
     mini = PACKAGE / "mini"
     teacher = Run.read(mini / "train/teacher.run")
     queries = {text: i for i, text in read_texts(mini / "train/queries.tsv", "query").items()}

@@ -1,4 +1,4 @@
-"""What `rankdistillm.info` says of this machine, and what it keeps to itself."""
+"""`rankdistillm.info` describes this machine, and prints no secret and no home folder."""
 
 import platform
 import re

@@ -35,7 +35,7 @@ def files(tmp_path):
 
 
 def data_of(path):
-    """What the page's script reads."""
+    """The data of the page, unpacked."""
     packed = re.search(r'id="data">([^<]*)</script>', path.read_text("utf-8"))[1]
     return json.loads(gzip.decompress(base64.b64decode(packed)))
 

@@ -34,7 +34,7 @@ def sweep(tmp_path):
 
 
 def write_multirun(folder, subdir="${varying:${hydra:overrides.task}}", losses="kl,ranknet"):
-    """What Hydra writes into the folder of that sweep; ``subdir`` names the folders in it."""
+    """The multirun.yaml that Hydra writes for that sweep; ``subdir`` names its folders."""
     hydra = {
         "sweep": {"subdir": subdir},
         "sweeper": {"_target_": "hydra.BasicSweeper", "params": None},

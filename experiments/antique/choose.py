@@ -3,18 +3,17 @@
     python -m experiments.antique.choose DATA WORK [--seeds 1] [--only CANDIDATE ...]
 
 In each fold, all candidates train on the queries of the other folds less a fifth of them, which
-are held out: the candidate whose student agrees more with GPT-4o on these is chosen. Trained on all
-queries of the other folds (an arm of `experiments.antique.run`), it re-ranks the fold. No human
-grade and no ranking of the fold takes part in the choice.
+are held out: the candidate whose student agrees most with GPT-4o on these is chosen. Trained on all
+queries of the other folds (an arm of `experiments.antique.run`), it re-ranks the fold. Nothing of
+the fold takes part in the choice, and human grades only where a candidate trains on them.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from experiments.antique.run import FOLDS, METRIC, lists, prepare, test
+from experiments.antique.run import FOLDS, METRIC, options, prepare, test
 from experiments.commands import train
-from experiments.start import stage_1
 from rankdistillm.data.qrels import read_qrels
 from rankdistillm.data.runs import RankedList, Run
 from rankdistillm.evaluation.metrics import evaluate_run
@@ -27,9 +26,7 @@ HELD_OUT = ("+recipe=small_distill", "validation.from_train=0.2", "validation.ev
 def agreement(data: Path, work: Path, arm: str, seed: int, fold: int) -> float:
     """How far the last student agrees with GPT-4o on the held-out queries (`METRIC`)."""
     folder = work / f"seed{seed}/antique/choose/{arm}/fold{fold}"
-    start = stage_1(data, work, seed)
-    options = lists(data, work, arm, fold)
-    train(folder, *HELD_OUT, *options, f"model.path={start}", f"seed={seed}")
+    train(folder, *HELD_OUT, *options(data, work, arm, seed, fold))
     return float(json.loads((folder / "summary.json").read_text())["best_validation"]["value"])
 
 

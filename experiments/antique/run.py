@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.commands import rerank, train
+from experiments.commands import local, rerank, train
 from experiments.lists import write_qrels
 from experiments.start import DISTILL, stage_1, warm_start
 from rankdistillm.data.qrels import read_qrels
@@ -65,26 +65,23 @@ def student(data: Path, work: Path, arm: str, seed: int, fold: int) -> Path:
     """Train the student of one arm that never saw ``fold``; returns its folder."""
     if arm == "warm":
         return warm_start(data, work, seed)
-    start = stage_1(data, work, seed)
     if arm == "stage1":
-        return start
+        return stage_1(data, work, seed)
     folder = work / f"seed{seed}/antique/{arm}/fold{fold}"
-    return train(
-        folder, *DISTILL, *lists(data, work, arm, fold), f"model.path={start}", f"seed={seed}"
-    )
+    return train(folder, *DISTILL, *options(data, work, arm, seed, fold))
 
 
-def lists(data: Path, work: Path, arm: str, fold: int) -> list[str]:
-    """The options of an arm, with its training lists: those of the queries outside ``fold``."""
-    files = prepare(data, work)
-    teacher, options, _ = ARMS[arm]
+def options(data: Path, work: Path, arm: str, seed: int, fold: int) -> list[str]:
+    """The options of stage 2 in one arm, which starts from stage 1 and never sees ``fold``."""
+    start, files = stage_1(data, work, seed), prepare(data, work)
+    teacher, own, _ = ARMS[arm]
     return [
-        "data=local",
-        f"data.docs={data}/antique/docs.tsv",
-        f"data.queries={data}/antique/queries.tsv",
+        *local(data / "antique"),
         f"data.train.run={files}/{teacher}-train{fold}.run",
         f"data.train.qrels={files}/qrels.txt",
-        *options,
+        *own,
+        f"model.path={start}",
+        f"seed={seed}",
     ]
 
 
@@ -96,9 +93,7 @@ def test(data: Path, work: Path, arm: str, seed: int, fold: int) -> Path:
     return rerank(
         folder / f"fold{fold}.run",
         f"model.path={student(data, work, arm, seed, fold)}",
-        "data=local",
-        f"data.docs={data}/antique/docs.tsv",
-        f"data.queries={data}/antique/queries.tsv",
+        *local(data / "antique"),
         f"run={files}/bm25-pool-test{fold}.run",
     )
 

@@ -13,7 +13,7 @@ import json
 import shutil
 from pathlib import Path
 
-from experiments.commands import command, rerank
+from experiments.commands import command, local, rerank
 from rankdistillm.data.runs import RankedList, Run
 from rankdistillm.data.texts import read_texts
 
@@ -107,9 +107,7 @@ def with_students(data: Path, work: Path, students: dict[str, str]) -> Path:
             rerank(
                 folder / f"{name}__{first}-{year}.run",
                 f"model.path={checkpoint}",
-                "data=local",
-                f"data.docs={data / year / 'docs.tsv'}",
-                f"data.queries={data / year / 'queries.tsv'}",
+                *local(data / year),
                 f"run={folder / f'{BASELINE}__{first}-{year}.run'}",
             )
     return folder

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.commands import rerank, train
+from experiments.commands import local, rerank, train
 from experiments.lists import join_lists, write_texts
 from experiments.start import DISTILL, stage_1, warm_start
 from rankdistillm.data.qrels import read_qrels
@@ -81,9 +81,7 @@ def student(data: Path, work: Path, arm: str, seed: int) -> Path:
     return train(
         work / f"seed{seed}/trec_dl/{arm}",
         *DISTILL,
-        "data=local",
-        f"data.docs={files}/docs.tsv",
-        f"data.queries={files}/queries.tsv",
+        *local(files),
         f"data.train.run={files}/teacher.run",
         f"model.path={start}",
         f"seed={seed}",
@@ -98,9 +96,7 @@ def test(data: Path, work: Path, arm: str, seed: int) -> Path:
     return rerank(
         folder / f"{arm}.run",
         f"model.path={student(data, work, arm, seed)}",
-        "data=local",
-        f"data.docs={test_set}/docs.tsv",
-        f"data.queries={test_set}/queries.tsv",
+        *local(test_set),
         f"run={test_set}/runs/bm25.run",
     )
 

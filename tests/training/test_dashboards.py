@@ -62,7 +62,7 @@ def values(items):
 
 
 def wandb_runs(folder):
-    """What W&B would be sent about the training in ``folder``, a namespace for each offline run."""
+    """The offline runs of the training in ``folder``: a namespace of their records for each."""
     found = []
     # W&B's own process may still be writing when `finish` returns.
     end = time.monotonic() + 60
